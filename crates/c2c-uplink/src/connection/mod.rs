@@ -1,0 +1,514 @@
+//! The connection: tokens, identity and the airlock between projects.
+//!
+//! Invariants:
+//!
+//! 1. A new token pair is durable before its first use; an old refresh token is never sent again once a newer is known.
+//! 2. One refresh is in flight, whatever the number of workers; the others wait for its result.
+//! 3. After each pairing and each refresh `devices/me` is asked before anything else is; if the project is another one, every
+//!    transfer is cancelled and the queue emptied before the first request for the new project.
+//! 4. Losing the authorization loses nothing else.
+
+mod pairing;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
+use std::time::Duration;
+
+use c2c_protocol::{
+    Client, DeviceStatus, ErrorKind, ExposeSecret, Me, Reached, SecretString, Stage,
+};
+use c2c_queue::{Airlock, Identity, Queue, RefreshState, Tokens};
+use serde::Serialize;
+use tokio::sync::{Mutex, broadcast, watch};
+
+use crate::crash;
+use crate::error::UplinkError;
+use crate::event::Event;
+use crate::link::Link;
+use crate::time::TimeKeeper;
+use crate::transfer::Airgate;
+
+pub use pairing::{Pairing, PairingStep};
+
+/// Whether this unit may talk to its project.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "connection", rename_all = "snake_case")]
+pub enum Standing {
+    /// Tokens are at hand, but who we are was not confirmed yet since the start or the last refresh.
+    Unconfirmed,
+    /// Paired, confirmed.
+    Paired {
+        /// The channel is paused in Frame.io.
+        paused: bool,
+    },
+    /// Never paired, or the authorization was lost.
+    PairAgain {
+        /// Why, for a person.
+        words: String,
+    },
+}
+
+/// Who we are to the service.
+#[derive(Clone, Debug)]
+pub(crate) struct Credentials {
+    pub(crate) client_id: String,
+    pub(crate) client_secret: SecretString,
+}
+
+/// How a call that needs a token ended when it did not end with an answer.
+#[derive(Debug)]
+pub(crate) enum NoToken {
+    /// Pair again.
+    Lost,
+    /// Not now: the link or the service does not let us refresh.
+    NotNow,
+    /// The store failed.
+    Store(c2c_queue::QueueError),
+}
+
+impl From<c2c_queue::QueueError> for NoToken {
+    fn from(error: c2c_queue::QueueError) -> NoToken {
+        NoToken::Store(error)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    tokens: Option<Tokens>,
+    /// When the tokens run out, in time since boot; `None` if unknown.
+    expires_boot_ms: Option<i64>,
+    stored_boot_ms: Option<i64>,
+}
+
+/// The one connection of this unit.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    queue: Arc<dyn Queue>,
+    client: Client,
+    credentials: Credentials,
+    time: Arc<TimeKeeper>,
+    link: Arc<Link>,
+    airgate: Arc<Airgate>,
+    events: broadcast::Sender<Event>,
+    held: Mutex<Held>,
+    standing: watch::Sender<Standing>,
+    identity: watch::Sender<Option<Identity>>,
+    /// The last time that the API was called, for presence.
+    last_call: AtomicI64,
+    /// When the channel was first seen paused, in time since boot; `i64::MAX` while it is not.
+    paused_since: AtomicI64,
+    /// Tokens that were refused by a create since one was accepted.
+    refusals: AtomicU32,
+}
+
+/// Fresh tokens that are refused this often mean that the authorization itself is of no use.
+const REFUSALS: u32 = 3;
+
+impl Connection {
+    pub(crate) async fn open(
+        queue: Arc<dyn Queue>,
+        client: Client,
+        credentials: Credentials,
+        time: Arc<TimeKeeper>,
+        link: Arc<Link>,
+        airgate: Arc<Airgate>,
+        events: broadcast::Sender<Event>,
+    ) -> Result<Connection, UplinkError> {
+        let stored = queue.connection().await?;
+        let standing = match (&stored.tokens, stored.lost) {
+            (Some(_), _) => Standing::Unconfirmed,
+            (None, Some(words)) => Standing::PairAgain { words },
+            (None, None) => Standing::PairAgain {
+                words: "this unit is not paired with a project yet".into(),
+            },
+        };
+        if stored.refresh == RefreshState::InFlight {
+            tracing::info!("a token refresh was cut off; its outcome will show");
+        }
+        let now = time.boot().0;
+        let stored_boot_ms = now - stored.tokens_age_ms as i64;
+        let held = Held {
+            expires_boot_ms: stored
+                .tokens
+                .as_ref()
+                .map(|tokens| stored_boot_ms + tokens.expires_in_ms as i64),
+            stored_boot_ms: stored.tokens.as_ref().map(|_| stored_boot_ms),
+            tokens: stored.tokens,
+        };
+        Ok(Connection {
+            queue,
+            client,
+            credentials,
+            time,
+            link,
+            airgate,
+            events,
+            held: Mutex::new(held),
+            standing: watch::Sender::new(standing),
+            identity: watch::Sender::new(stored.identity),
+            last_call: AtomicI64::new(i64::MIN),
+            paused_since: AtomicI64::new(i64::MAX),
+            refusals: AtomicU32::new(0),
+        })
+    }
+
+    pub(crate) fn standing(&self) -> Standing {
+        self.standing.borrow().clone()
+    }
+
+    pub(crate) fn watch_standing(&self) -> watch::Receiver<Standing> {
+        self.standing.subscribe()
+    }
+
+    pub(crate) fn identity(&self) -> Option<Identity> {
+        self.identity.borrow().clone()
+    }
+
+    pub(crate) fn is_paused(&self) -> bool {
+        matches!(*self.standing.borrow(), Standing::Paired { paused: true })
+    }
+
+    /// Whether something captured `offset` seconds ago was captured while the channel was already known to be paused.
+    pub(crate) fn is_fresh_in_pause(&self, offset: u64) -> bool {
+        let captured = self.time.boot().0 - (offset as i64).saturating_mul(1000);
+        self.is_paused() && captured >= self.paused_since.load(Ordering::Relaxed)
+    }
+
+    /// A create was accepted: the tokens are good.
+    pub(crate) fn accepted(&self) {
+        self.refusals.store(0, Ordering::Relaxed);
+    }
+
+    /// A create was refused for its token: renews it, unless fresh ones have been refused too often.
+    pub(crate) async fn token_refused(&self, token: &SecretString) -> Result<(), NoToken> {
+        if self.refusals.fetch_add(1, Ordering::Relaxed) + 1 > REFUSALS {
+            self.refusals.store(0, Ordering::Relaxed);
+            let mut held = self.held.lock().await;
+            let words = "Frame.io refuses even fresh tokens of this unit".to_owned();
+            self.lose(&mut held, words).await?;
+            return Err(NoToken::Lost);
+        }
+        self.refresh(token).await.map(|_| ())
+    }
+
+    /// Asks who we are while the gate stays open: presence, and news about a pause.
+    pub(crate) async fn look(&self) -> Result<(), NoToken> {
+        let access = self.access().await?;
+        match self.confirm_with(&access).await {
+            Err(NoToken::Lost) => self.refresh(&access).await.map(|_| ()),
+            Err(other) => Err(other),
+            Ok(_) => Ok(()),
+        }
+    }
+
+    /// The access token, or why there is none.
+    pub(crate) async fn access(&self) -> Result<SecretString, NoToken> {
+        match &self.held.lock().await.tokens {
+            Some(tokens) => Ok(tokens.access.clone()),
+            None => Err(NoToken::Lost),
+        }
+    }
+
+    /// Notes that the API was called, and learns its time.
+    pub(crate) async fn note_call<T>(
+        &self,
+        answered: &Result<c2c_protocol::Answered<T>, c2c_protocol::Error>,
+        sent: c2c_queue::BootTime,
+    ) -> Result<(), c2c_queue::QueueError> {
+        let date = match answered {
+            Ok(answered) => answered.date,
+            Err(error) => match &error.kind {
+                ErrorKind::Refused(refusal) => refusal.date,
+                _ => return Ok(()),
+            },
+        };
+        self.last_call.store(self.time.boot().0, Ordering::Relaxed);
+        self.time.note_date(date, sent).await
+    }
+
+    /// How long the API has not been called.
+    pub(crate) fn silent_for(&self) -> Duration {
+        let last = self.last_call.load(Ordering::Relaxed);
+        if last == i64::MIN {
+            return Duration::MAX;
+        }
+        Duration::from_millis((self.time.boot().0 - last).max(0) as u64)
+    }
+
+    /// Time until the tokens should be renewed ahead of need: three quarters of their life, earlier by a random part of a tenth.
+    pub(crate) async fn renew_in(&self, jitter: f64) -> Option<Duration> {
+        let held = self.held.lock().await;
+        let (expires, stored) = (held.expires_boot_ms?, held.stored_boot_ms?);
+        let life = (expires - stored).max(0) as f64;
+        let due = stored + (life * (0.75 - 0.1 * jitter)) as i64;
+        Some(Duration::from_millis(
+            (due - self.time.boot().0).max(0) as u64
+        ))
+    }
+
+    /// Renews the tokens because `stale` was refused or is about to run out. If somebody else did so meanwhile, that is enough.
+    pub(crate) async fn refresh(&self, stale: &SecretString) -> Result<SecretString, NoToken> {
+        let mut held = self.held.lock().await;
+        let Some(tokens) = &held.tokens else {
+            return Err(NoToken::Lost);
+        };
+        if tokens.access.expose_secret() != stale.expose_secret() {
+            return Ok(tokens.access.clone());
+        }
+        let refresh_token = tokens.refresh.clone();
+        // Until `devices/me` confirms the project, nobody registers or sends.
+        self.standing.send_replace(Standing::Unconfirmed);
+        crash::point("refresh.begin");
+        self.queue.begin_refresh().await?;
+        let mut answer = self.ask_refresh(&refresh_token).await?;
+        if answer.as_ref().is_err_and(may_have_been_spent) && self.link.judge().await {
+            // The answer was lost. The token may still be good, and asking is the only way to know.
+            answer = self.ask_refresh(&refresh_token).await?;
+        }
+        let pair = match answer {
+            Ok(pair) => pair,
+            Err(error) => return Err(self.refresh_failed(&mut held, error).await?),
+        };
+        crash::point("refresh.answered");
+        let tokens = Tokens {
+            access: pair.access_token,
+            refresh: pair.refresh_token,
+            expires_in_ms: pair.expires_in.as_millis() as u64,
+        };
+        self.keep_tokens(&mut held, tokens.clone()).await?;
+        crash::point("refresh.stored");
+        drop(held);
+        self.confirm_with(&tokens.access).await?;
+        Ok(tokens.access)
+    }
+
+    async fn ask_refresh(
+        &self,
+        refresh_token: &SecretString,
+    ) -> Result<Result<c2c_protocol::TokenPair, c2c_protocol::Error>, NoToken> {
+        let Credentials {
+            client_id,
+            client_secret,
+        } = &self.credentials;
+        let sent = self.time.boot();
+        let answer = self
+            .client
+            .refresh(client_id, client_secret, refresh_token)
+            .await;
+        self.note_call(&answer, sent).await?;
+        Ok(answer.map(|answered| answered.value))
+    }
+
+    async fn refresh_failed(
+        &self,
+        held: &mut Held,
+        error: c2c_protocol::Error,
+    ) -> Result<NoToken, c2c_queue::QueueError> {
+        let dead = match &error.kind {
+            ErrorKind::Refused(refusal) => {
+                refusal.status == 401
+                    || refusal.says("Not Authorized")
+                    || matches!(
+                        refusal.simple(),
+                        Some("invalid_request" | "invalid_grant" | "invalid_client")
+                    )
+            }
+            _ => false,
+        };
+        if dead {
+            let words = "Frame.io does not renew the authorization of this unit".to_owned();
+            self.lose(held, words).await?;
+            return Ok(NoToken::Lost);
+        }
+        let spent = may_have_been_spent(&error);
+        if !spent {
+            self.queue.end_refresh().await?;
+        }
+        if matches!(error.kind, ErrorKind::Transport(_) | ErrorKind::Answer(_)) {
+            self.link.judge().await;
+        }
+        tracing::warn!("the tokens could not be refreshed, trying again later: {error}");
+        Ok(NoToken::NotNow)
+    }
+
+    async fn keep_tokens(
+        &self,
+        held: &mut Held,
+        tokens: Tokens,
+    ) -> Result<(), c2c_queue::QueueError> {
+        self.queue.store_tokens(tokens.clone()).await?;
+        let now = self.time.boot().0;
+        held.stored_boot_ms = Some(now);
+        held.expires_boot_ms = Some(now + tokens.expires_in_ms as i64);
+        held.tokens = Some(tokens);
+        Ok(())
+    }
+
+    /// Takes over the tokens of a fresh pairing.
+    pub(crate) async fn paired(&self, tokens: Tokens) -> Result<Identity, UplinkError> {
+        self.standing.send_replace(Standing::Unconfirmed);
+        {
+            let mut held = self.held.lock().await;
+            self.keep_tokens(&mut held, tokens.clone()).await?;
+            crash::point("pair.stored");
+        }
+        self.confirm_until_known().await
+    }
+
+    async fn confirm_until_known(&self) -> Result<Identity, UplinkError> {
+        loop {
+            match self.confirm().await {
+                Ok(identity) => return Ok(identity),
+                Err(NoToken::Lost) => return Err(UplinkError::NotPaired),
+                Err(NoToken::Store(error)) => return Err(error.into()),
+                Err(NoToken::NotNow) => {
+                    self.link.online().await;
+                    self.time.pause(Duration::from_secs(1)).await;
+                }
+            }
+        }
+    }
+
+    async fn lose(&self, held: &mut Held, words: String) -> Result<(), c2c_queue::QueueError> {
+        self.queue.forget_tokens(words.clone()).await?;
+        *held = Held::default();
+        self.standing.send_replace(Standing::PairAgain {
+            words: words.clone(),
+        });
+        tracing::warn!("pair again: {words}");
+        let _ = self.events.send(Event::PairAgain { words });
+        Ok(())
+    }
+
+    /// Asks who we are. Opens the gate for the workers when the answer is known and the airlock was passed.
+    pub(crate) async fn confirm(&self) -> Result<Identity, NoToken> {
+        let access = self.access().await?;
+        match self.confirm_with(&access).await {
+            Err(NoToken::Lost) => {
+                // The token was refused: a refresh tells whether the authorization itself is gone, and confirms by itself.
+                self.refresh(&access).await?;
+                self.identity().ok_or(NoToken::NotNow)
+            }
+            other => other,
+        }
+    }
+
+    /// [`NoToken::Lost`] means here only that this access token was refused.
+    async fn confirm_with(&self, access: &SecretString) -> Result<Identity, NoToken> {
+        let sent = self.time.boot();
+        let answer = self.client.me(access).await;
+        self.note_call(&answer, sent).await?;
+        let me = match answer {
+            Ok(answered) => answered.value,
+            Err(error) => {
+                if let ErrorKind::Refused(refusal) = &error.kind
+                    && (refusal.status == 401 || refusal.says("Not Authorized"))
+                {
+                    return Err(NoToken::Lost);
+                }
+                if matches!(error.kind, ErrorKind::Transport(_) | ErrorKind::Answer(_)) {
+                    self.link.judge().await;
+                }
+                tracing::debug!("who we are is not known yet: {error}");
+                return Err(NoToken::NotNow);
+            }
+        };
+        Ok(self.admit(me).await?)
+    }
+
+    /// The airlock: nothing of one project passes into another.
+    async fn admit(&self, me: Me) -> Result<Identity, c2c_queue::QueueError> {
+        let paused = me.status == DeviceStatus::Paused;
+        let identity = identity_of(me);
+        let before = self.identity();
+        let other = before
+            .as_ref()
+            .is_some_and(|before| before.project_id != identity.project_id);
+        if other {
+            crash::point("airlock.closing");
+            self.airgate.close().await;
+        }
+        let passed = self.queue.store_identity(identity.clone()).await;
+        crash::point("airlock.stored");
+        if other {
+            self.airgate.open();
+        }
+        if let Airlock::Changed { cleared } = passed? {
+            let from = before.map(|before| before.project_name).unwrap_or_default();
+            tracing::warn!(
+                cleared,
+                "another project is connected; the queue was emptied"
+            );
+            let _ = self.events.send(Event::ProjectChanged { from, cleared });
+        }
+        self.identity.send_replace(Some(identity.clone()));
+        let was_paused = self.is_paused();
+        if !paused {
+            self.paused_since.store(i64::MAX, Ordering::Relaxed);
+        } else if !was_paused {
+            self.paused_since
+                .store(self.time.boot().0, Ordering::Relaxed);
+        }
+        self.standing.send_replace(Standing::Paired { paused });
+        if was_paused != paused {
+            let _ = self.events.send(Event::Paused(paused));
+        }
+        let _ = self.events.send(Event::Identity(identity.clone()));
+        Ok(identity)
+    }
+
+    /// Gives the authorization back and forgets it; queue and history stay.
+    pub(crate) async fn revoke(&self) -> Result<(), UplinkError> {
+        let mut held = self.held.lock().await;
+        let Some(tokens) = held.tokens.clone() else {
+            return Ok(());
+        };
+        let Credentials {
+            client_id,
+            client_secret,
+        } = &self.credentials;
+        let told = self
+            .client
+            .revoke(client_id, client_secret, &tokens.refresh)
+            .await;
+        self.lose(&mut held, "this unit was disconnected by hand".into())
+            .await?;
+        told.map(|_| ()).map_err(UplinkError::from)
+    }
+}
+
+/// The request may have reached the server, and its answer is unknown.
+fn may_have_been_spent(error: &c2c_protocol::Error) -> bool {
+    match &error.kind {
+        ErrorKind::Transport(transport) => {
+            transport.reached == Reached::Maybe && transport.stage != Stage::Body
+        }
+        // An answer that is not understood: the token pair in it is lost.
+        ErrorKind::Answer(answer) => !answer.looks_like_portal,
+        _ => false,
+    }
+}
+
+fn identity_of(me: Me) -> Identity {
+    let status = match me.status {
+        DeviceStatus::Online => "online".to_owned(),
+        DeviceStatus::Offline => "offline".to_owned(),
+        DeviceStatus::Paused => "paused".to_owned(),
+        DeviceStatus::Other(word) => word,
+    };
+    Identity {
+        id: me.id,
+        device_id: me.device_id,
+        device_name: me.name,
+        project_id: me.project_id,
+        project_name: me.project_name,
+        status,
+        authorization_expires_at: me.authorization_expires_at,
+        channels: me
+            .channels
+            .into_iter()
+            .zip(0..)
+            .map(|(channel, place)| (channel.external_index.unwrap_or(place), channel.name))
+            .collect(),
+    }
+}

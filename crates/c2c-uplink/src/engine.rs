@@ -1,0 +1,266 @@
+//! What all workers share, and how a fault becomes a verdict in the queue.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use c2c_protocol::{Client, RefusalBody};
+use c2c_queue::{
+    Attempt, Clock, Holder, Lease, Media, Operation, Outcome, Queue, QueueError, Setback, Verdict,
+};
+use tokio::sync::{Notify, broadcast};
+use tokio_util::sync::CancellationToken;
+
+use crate::connection::{Connection, Standing};
+use crate::event::Event;
+use crate::link::Link;
+use crate::progress::Board;
+use crate::settings::Settings;
+use crate::settle::{Effect, Fault, Situation, decide};
+use crate::time::TimeKeeper;
+use crate::transfer::Airgate;
+
+/// Everything that is shared.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    pub(crate) settings: Settings,
+    pub(crate) queue: Arc<dyn Queue>,
+    pub(crate) client: Client,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) time: Arc<TimeKeeper>,
+    pub(crate) link: Arc<Link>,
+    pub(crate) connection: Arc<Connection>,
+    pub(crate) airgate: Arc<Airgate>,
+    pub(crate) board: Arc<Board>,
+    pub(crate) events: broadcast::Sender<Event>,
+    /// Something changed that may give a waiting worker work.
+    pub(crate) wake: Notify,
+    /// Something changed that may have made the queue idle.
+    pub(crate) settled: Notify,
+    pub(crate) stop: CancellationToken,
+    pub(crate) process: String,
+    /// 402: no registrations while this is set.
+    pub(crate) account_limit: AtomicBool,
+    pub(crate) jitter: Mutex<fastrand::Rng>,
+}
+
+/// What a fault was, in the terms of the policy, with what the queue should remember.
+#[derive(Debug)]
+pub(crate) struct Trouble {
+    pub(crate) fault: Fault,
+    /// The server's words and request id.
+    pub(crate) server: Option<String>,
+    /// The create may have reached the server.
+    pub(crate) possible_duplicate: bool,
+    /// Bytes sent in vain.
+    pub(crate) bytes_wasted: u64,
+}
+
+impl From<Fault> for Trouble {
+    fn from(fault: Fault) -> Trouble {
+        Trouble {
+            fault,
+            server: None,
+            possible_duplicate: false,
+            bytes_wasted: 0,
+        }
+    }
+}
+
+impl Engine {
+    pub(crate) fn jitter(&self) -> f64 {
+        self.jitter
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .f64()
+    }
+
+    pub(crate) fn holder(&self, worker: &str) -> Holder {
+        Holder {
+            process: self.process.clone(),
+            worker: worker.to_owned(),
+        }
+    }
+
+    pub(crate) fn emit(&self, event: Event) {
+        // Nobody listening is no fault.
+        let _ = self.events.send(event);
+    }
+
+    /// Tells workers and waiters that the queue changed.
+    pub(crate) fn changed(&self) {
+        self.wake.notify_waiters();
+        self.settled.notify_waiters();
+    }
+
+    /// Waits until work may be done at all: the link is online and the connection confirmed. `false` at shutdown.
+    pub(crate) async fn open_gate(&self) -> bool {
+        let mut standing = self.connection.watch_standing();
+        let mut link = self.link.subscribe();
+        loop {
+            let paired = matches!(*standing.borrow_and_update(), Standing::Paired { .. });
+            let online = *link.borrow_and_update() == crate::link::LinkState::Online;
+            if self.stop.is_cancelled() {
+                return false;
+            }
+            if paired && online {
+                return true;
+            }
+            tokio::select! {
+                _ = self.stop.cancelled() => return false,
+                _ = standing.changed() => {}
+                _ = link.changed() => {}
+            }
+        }
+    }
+
+    /// Whether the gate is open right now.
+    pub(crate) fn is_open(&self) -> bool {
+        matches!(self.connection.standing(), Standing::Paired { .. })
+            && self.link.is_online()
+            && !self.stop.is_cancelled()
+    }
+
+    /// The store failed (a full disk, a dying card). Nothing can be done but say so and try again: what is not stored did not
+    /// happen.
+    pub(crate) async fn store_trouble(&self, error: &QueueError) {
+        if self.stop.is_cancelled() {
+            return;
+        }
+        tracing::error!("{error}");
+        self.emit(Event::StoreTrouble {
+            words: error.to_string(),
+        });
+        tokio::select! {
+            _ = self.stop.cancelled() => {}
+            _ = self.clock.sleep(Duration::from_secs(2)) => {}
+        }
+    }
+
+    /// Sleeps until there may be work again.
+    pub(crate) async fn idle(
+        &self,
+        wake: std::pin::Pin<&mut tokio::sync::futures::Notified<'_>>,
+        most: Option<Duration>,
+    ) {
+        let sleep = async {
+            match most {
+                // A little more, so that the item is due by then whatever the rounding.
+                Some(most) => self.clock.sleep(most + Duration::from_millis(2)).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = wake => {}
+            _ = sleep => {}
+            _ = self.stop.cancelled() => {}
+        }
+    }
+
+    /// Judges a fault, stores the verdict, and tells everybody concerned.
+    pub(crate) async fn settle(
+        &self,
+        lease: &Lease,
+        media: &Media,
+        operation: Operation,
+        attempt: Attempt,
+        trouble: Trouble,
+    ) -> Result<(), QueueError> {
+        let situation = Situation {
+            operation,
+            attempt,
+            registrations: media.registrations,
+            now: self.time.now(),
+            jitter: self.jitter(),
+        };
+        let judged = decide(&trouble.fault, &situation);
+        let record = trouble.fault.record(trouble.server);
+        let wait = match &judged.verdict {
+            Verdict::Again { after, .. }
+            | Verdict::NextRound { after }
+            | Verdict::RegisterAgain { after, .. } => Some(*after),
+            _ => None,
+        };
+        tracing::info!(
+            media = %media.id,
+            name = %media.name,
+            code = %record.code,
+            verdict = judged.verdict.as_str(),
+            server = record.server.as_deref().unwrap_or(""),
+            "{}", record.words
+        );
+        let setback = Setback {
+            fault: record.clone(),
+            verdict: judged.verdict,
+            possible_duplicate: trouble.possible_duplicate,
+            bytes_wasted: trouble.bytes_wasted,
+            drop_parts: judged.drop_parts,
+        };
+        let stored = match operation {
+            Operation::Register => self.queue.registration_failed(lease, setback).await,
+            Operation::Transfer => self.queue.chunk_failed(lease, setback).await,
+        };
+        let Outcome { state, hold } = match stored {
+            Ok(outcome) => outcome,
+            // Somebody else has it by now, or a person cancelled it: our report does not matter.
+            Err(QueueError::LeaseLost(_)) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        if trouble.fault.effect() == Effect::StopRegistering {
+            self.account_limit.store(true, Ordering::Relaxed);
+        }
+        self.emit(Event::Setback {
+            media: media.id,
+            name: media.name.clone(),
+            operation,
+            fault: record,
+            state,
+            hold,
+            wait,
+        });
+        self.changed();
+        Ok(())
+    }
+
+    /// The link is judged only for faults that may be its own.
+    pub(crate) async fn link_up_after(
+        &self,
+        error: &c2c_protocol::Error,
+        upload_host: Option<(String, u16)>,
+    ) -> bool {
+        use c2c_protocol::ErrorKind;
+        let suspicious = match &error.kind {
+            ErrorKind::Transport(transport) => transport.stage != c2c_protocol::Stage::Body,
+            ErrorKind::Answer(_) => true,
+            ErrorKind::Refused(refusal) => {
+                (300..400).contains(&refusal.status)
+                    || matches!(refusal.body, RefusalBody::Html)
+                    || matches!(refusal.status, 404 | 407 | 511)
+            }
+            _ => false,
+        };
+        !suspicious || self.link.report(error, upload_host).await
+    }
+}
+
+/// The server's words with its request id, as a history line keeps them.
+pub(crate) fn server_words(error: &c2c_protocol::Error) -> Option<String> {
+    let c2c_protocol::ErrorKind::Refused(refusal) = &error.kind else {
+        return None;
+    };
+    let mut words = format!("{} {}", refusal.status, refusal.words);
+    if let Some(id) = &refusal.request_id {
+        words.push_str(&format!(" (request {id})"));
+    }
+    Some(words)
+}
+
+/// What a panic said.
+pub(crate) fn panic_words(panic: &(dyn std::any::Any + Send)) -> String {
+    let words = panic
+        .downcast_ref::<&str>()
+        .map(|words| (*words).to_owned());
+    words
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "a panic".to_owned())
+}

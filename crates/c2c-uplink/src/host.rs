@@ -1,0 +1,276 @@
+//! What is particular to one operating system: volumes, file identity and the routes to the network.
+//!
+//! Linux is complete; elsewhere the plain fallbacks know less and the callers poll.
+
+use std::path::{Path, PathBuf};
+
+use c2c_queue::{FileFacts, FileId, Volume};
+
+/// Size, time and identity of a file that is open or was just looked at.
+pub(crate) fn facts_of(metadata: &std::fs::Metadata) -> FileFacts {
+    FileFacts {
+        size: metadata.len(),
+        mtime_ns: mtime_ns(metadata),
+        file_id: file_id(metadata),
+    }
+}
+
+#[cfg(unix)]
+fn mtime_ns(metadata: &std::fs::Metadata) -> i64 {
+    use std::os::unix::fs::MetadataExt;
+    metadata
+        .mtime()
+        .saturating_mul(1_000_000_000)
+        .saturating_add(metadata.mtime_nsec())
+}
+
+#[cfg(not(unix))]
+fn mtime_ns(metadata: &std::fs::Metadata) -> i64 {
+    metadata
+        .modified()
+        .ok()
+        .and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok())
+        .map_or(0, |since| since.as_nanos() as i64)
+}
+
+#[cfg(unix)]
+fn file_id(metadata: &std::fs::Metadata) -> Option<FileId> {
+    use std::os::unix::fs::MetadataExt;
+    Some(FileId {
+        device: metadata.dev(),
+        file: metadata.ino(),
+    })
+}
+
+#[cfg(not(unix))]
+fn file_id(_: &std::fs::Metadata) -> Option<FileId> {
+    None
+}
+
+/// Reads exactly `buffer.len()` bytes at `offset`, without moving a file position.
+pub(crate) fn read_exact_at(
+    file: &std::fs::File,
+    buffer: &mut [u8],
+    offset: u64,
+) -> std::io::Result<()> {
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::FileExt::read_exact_at(file, buffer, offset)
+    }
+    #[cfg(windows)]
+    {
+        let mut done = 0;
+        while done < buffer.len() {
+            let read = std::os::windows::fs::FileExt::seek_read(
+                file,
+                &mut buffer[done..],
+                offset + done as u64,
+            )?;
+            if read == 0 {
+                return Err(std::io::ErrorKind::UnexpectedEof.into());
+            }
+            done += read;
+        }
+        Ok(())
+    }
+}
+
+/// The volumes that are mounted now.
+pub(crate) fn volumes() -> Vec<Volume> {
+    platform::volumes()
+}
+
+/// The volume that holds `path`: the one with the longest mount point above it.
+pub(crate) fn volume_of(path: &Path, volumes: &[Volume]) -> Option<Volume> {
+    volumes
+        .iter()
+        .filter(|volume| path.starts_with(&volume.mount_point))
+        .max_by_key(|volume| volume.mount_point.as_os_str().len())
+        .cloned()
+}
+
+/// Where a file of `volume` is now, if the volume is mounted (perhaps elsewhere than before).
+pub(crate) fn relocate(
+    path: &Path,
+    volume: &Volume,
+    volumes: &[Volume],
+) -> Option<(PathBuf, Volume)> {
+    let within = path.strip_prefix(&volume.mount_point).ok()?;
+    let now = volumes.iter().find(|mounted| mounted.id == volume.id)?;
+    Some((now.mount_point.join(within), now.clone()))
+}
+
+/// A text that changes whenever a route or an address of this unit does; empty where that cannot be told.
+pub(crate) fn network_fingerprint() -> String {
+    platform::network_fingerprint()
+}
+
+#[cfg(target_os = "linux")]
+mod platform {
+    use std::ffi::OsString;
+    use std::os::unix::ffi::OsStringExt;
+    use std::path::{Path, PathBuf};
+
+    use c2c_queue::Volume;
+
+    /// File systems that hold no media.
+    const PSEUDO: [&str; 14] = [
+        "proc",
+        "sysfs",
+        "devtmpfs",
+        "devpts",
+        "cgroup",
+        "cgroup2",
+        "mqueue",
+        "securityfs",
+        "debugfs",
+        "tracefs",
+        "bpf",
+        "pstore",
+        "nsfs",
+        "rpc_pipefs",
+    ];
+
+    pub(super) fn volumes() -> Vec<Volume> {
+        let Ok(text) = std::fs::read("/proc/self/mountinfo") else {
+            return Vec::new();
+        };
+        text.split(|byte| *byte == b'\n')
+            .filter_map(volume)
+            .collect()
+    }
+
+    /// One line of mountinfo: `id parent major:minor root mount-point options [fields] - type source super-options`.
+    fn volume(line: &[u8]) -> Option<Volume> {
+        let fields: Vec<&[u8]> = line.split(|byte| *byte == b' ').collect();
+        let dash = fields.iter().position(|field| *field == b"-")?;
+        let kind = String::from_utf8_lossy(fields.get(dash + 1)?).into_owned();
+        if PSEUDO.contains(&kind.as_str()) {
+            return None;
+        }
+        let device = String::from_utf8_lossy(fields.get(2)?).into_owned();
+        let mount_point = PathBuf::from(OsString::from_vec(unescape(fields.get(4)?)));
+        let source = PathBuf::from(OsString::from_vec(unescape(fields.get(dash + 2)?)));
+        let id = uuid_of(&source).unwrap_or_else(|| file_system_id(&mount_point, &kind, &source));
+        let removable = is_removable(&device, &mount_point);
+        Some(Volume {
+            id,
+            mount_point,
+            removable,
+        })
+    }
+
+    /// Space, tab, newline and backslash are written as `\ooo`.
+    fn unescape(field: &[u8]) -> Vec<u8> {
+        let mut out = Vec::with_capacity(field.len());
+        let mut rest = field;
+        while let [first, tail @ ..] = rest {
+            let octal = (*first == b'\\').then(|| tail.get(..3)).flatten();
+            let value = octal.and_then(|digits| std::str::from_utf8(digits).ok());
+            match value.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+                Some(byte) => {
+                    out.push(byte);
+                    rest = &tail[3..];
+                }
+                None => {
+                    out.push(*first);
+                    rest = tail;
+                }
+            }
+        }
+        out
+    }
+
+    /// The UUID that udev knows for a block device.
+    fn uuid_of(source: &Path) -> Option<String> {
+        let device = std::fs::canonicalize(source).ok()?;
+        std::fs::read_dir("/dev/disk/by-uuid")
+            .ok()?
+            .flatten()
+            .find_map(|entry| {
+                let target = std::fs::canonicalize(entry.path()).ok()?;
+                (target == device).then(|| format!("uuid:{}", entry.file_name().to_string_lossy()))
+            })
+    }
+
+    /// The id that the file system itself reports; derived from its UUID by ext4, XFS and Btrfs.
+    fn file_system_id(mount_point: &Path, kind: &str, source: &Path) -> String {
+        match rustix::fs::statvfs(mount_point) {
+            Ok(stat) if stat.f_fsid != 0 => format!("{kind}:{:016x}", stat.f_fsid),
+            _ => format!("{kind}:{}", source.display()),
+        }
+    }
+
+    fn is_removable(device: &str, mount_point: &Path) -> bool {
+        const PLACES: [&str; 4] = ["/media", "/run/media", "/mnt", "/Volumes"];
+        let flag = |name: &str| {
+            std::fs::read_to_string(format!("/sys/dev/block/{device}/{name}"))
+                .is_ok_and(|text| text.trim() == "1")
+        };
+        let usb = std::fs::canonicalize(format!("/sys/dev/block/{device}"))
+            .is_ok_and(|path| path.to_string_lossy().contains("/usb"));
+        mount_point != Path::new("/")
+            && (flag("removable")
+                || flag("../removable")
+                || usb
+                || PLACES.iter().any(|place| mount_point.starts_with(place)))
+    }
+
+    pub(super) fn network_fingerprint() -> String {
+        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        let mut routes: Vec<String> = read("/proc/net/route")
+            .lines()
+            .skip(1)
+            // Interface, destination, gateway and mask; the counters after them change by themselves.
+            .map(|line| {
+                let fields: Vec<&str> = line.split_whitespace().collect();
+                [0, 1, 2, 7]
+                    .iter()
+                    .filter_map(|&index| fields.get(index).copied())
+                    .collect::<Vec<_>>()
+                    .join(" ")
+            })
+            .collect();
+        routes.extend(read("/proc/net/if_inet6").lines().map(str::to_owned));
+        routes.extend(
+            read("/proc/net/fib_trie")
+                .lines()
+                .filter(|line| line.contains("|--"))
+                .map(|line| line.trim().to_owned()),
+        );
+        routes.join("\n")
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn mount_points_with_blanks_are_read() {
+            let line = b"36 35 98:0 /mnt1 /media/A\\040CARD rw,noatime master:1 - ext3 /dev/none rw,errors=continue";
+            let volume = volume(line).unwrap();
+            assert_eq!(volume.mount_point, Path::new("/media/A CARD"));
+            assert!(volume.removable);
+        }
+
+        #[test]
+        fn the_root_is_a_volume_that_stays() {
+            let all = volumes();
+            let root = super::super::volume_of(Path::new("/"), &all).unwrap();
+            assert!(!root.removable);
+        }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+mod platform {
+    use c2c_queue::Volume;
+
+    pub(super) fn volumes() -> Vec<Volume> {
+        Vec::new()
+    }
+
+    pub(super) fn network_fingerprint() -> String {
+        String::new()
+    }
+}

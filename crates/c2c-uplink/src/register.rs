@@ -1,0 +1,370 @@
+//! From a queued media to an asset with chunk URLs.
+
+use std::panic::AssertUnwindSafe;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use c2c_protocol::{Asset, ChunkPlan, CreateAsset, ErrorKind, Reached, SecretString};
+use c2c_queue::{
+    Claim, FileFacts, Media, NewAsset, NewChunk, Operation, QueueError, RegistrationClaim,
+};
+
+use futures_util::FutureExt;
+
+use crate::connection::NoToken;
+use crate::crash;
+use crate::engine::{Engine, Trouble, panic_words, server_words};
+use crate::event::Event;
+use crate::host;
+use crate::settings::OrganiseBy;
+use crate::settle::{Fault, TRIES, classify_create};
+use crate::time::Offset;
+use crate::transfer::Pass;
+
+/// While the account is over its limits, one registration is tried this often.
+const ACCOUNT_PROBE: Duration = Duration::from_secs(600);
+/// A file whose modification time is younger than this may still be written to.
+pub(crate) const SETTLE: Duration = Duration::from_secs(5);
+
+/// The one registration worker: registers media, a bounded number of chunks ahead of the senders, until the shutdown.
+pub(crate) async fn work(engine: Arc<Engine>) {
+    let holder = engine.holder("register");
+    let mut pace = Pace::new(engine.settings.creates_per_second);
+    while engine.open_gate().await {
+        let mut wake = pin!(engine.wake.notified());
+        wake.as_mut().enable();
+        if engine.account_limit.load(Ordering::Relaxed) {
+            tokio::select! {
+                _ = engine.stop.cancelled() => return,
+                _ = engine.clock.sleep(ACCOUNT_PROBE) => {}
+            }
+        }
+        let wait = pace.wait(engine.clock.boot().0);
+        if !wait.is_zero() {
+            engine.clock.sleep(wait).await;
+        }
+        let Some(pass) = engine.airgate.enter().await else {
+            continue;
+        };
+        if !engine.is_open() {
+            continue;
+        }
+        let ahead = Some(engine.settings.chunks_ahead);
+        match engine
+            .queue
+            .claim_registration(&holder, engine.settings.lease, ahead)
+            .await
+        {
+            Ok(Claim::Got(claim)) => {
+                crash::point("register.claimed");
+                pace.used(engine.clock.boot().0);
+                let (lease, media, attempt) =
+                    (claim.lease.clone(), claim.media.clone(), claim.attempt);
+                // A file that makes us panic must not take the others along.
+                let handled = AssertUnwindSafe(handle(&engine, *claim, pass, &mut pace))
+                    .catch_unwind()
+                    .await;
+                let handled = match handled {
+                    Ok(handled) => handled,
+                    Err(panic) => {
+                        let trouble = Fault::Program {
+                            words: panic_words(&*panic),
+                        }
+                        .into();
+                        engine
+                            .settle(&lease, &media, Operation::Register, attempt, trouble)
+                            .await
+                    }
+                };
+                if let Err(error) = handled {
+                    engine.store_trouble(&error).await;
+                }
+            }
+            Ok(Claim::Later(wait)) => {
+                drop(pass);
+                engine.idle(wake, Some(wait)).await;
+            }
+            Ok(Claim::Nothing) => {
+                drop(pass);
+                engine.idle(wake, None).await;
+            }
+            Err(QueueError::Closed) => return,
+            Err(error) => engine.store_trouble(&error).await,
+        }
+    }
+}
+
+/// How an attempt ended.
+enum Attempted {
+    Created(Box<NewAsset>),
+    Trouble(Trouble),
+    /// The access token was refused: renew this one, then try again.
+    Refused(SecretString),
+    /// Nothing was sent, and it is nobody's fault.
+    Abandoned,
+}
+
+async fn handle(
+    engine: &Engine,
+    claim: RegistrationClaim,
+    pass: Pass,
+    pace: &mut Pace,
+) -> Result<(), QueueError> {
+    let (lease, media, number) = (claim.lease.clone(), claim.media.clone(), claim.attempt);
+    match attempt(engine, &claim, &pass, pace).await? {
+        Attempted::Created(asset) => {
+            crash::point("register.answered");
+            let (asset_id, chunks) = (asset.asset_id.clone(), asset.chunks.len() as u32);
+            match engine.queue.asset_created(&lease, *asset).await {
+                Ok(()) => {}
+                Err(QueueError::LeaseLost(_)) => {
+                    tracing::warn!(media = %media.id, asset = %asset_id, "registered, but the media is not ours any more");
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            }
+            crash::point("register.stored");
+            engine.account_limit.store(false, Ordering::Relaxed);
+            engine.connection.accepted();
+            engine.emit(Event::Registered {
+                media: media.id,
+                name: media.name,
+                asset_id,
+                chunks,
+            });
+            engine.changed();
+            Ok(())
+        }
+        Attempted::Trouble(trouble) => {
+            engine
+                .settle(&lease, &media, Operation::Register, number, trouble)
+                .await
+        }
+        Attempted::Refused(token) => {
+            engine
+                .settle(
+                    &lease,
+                    &media,
+                    Operation::Register,
+                    number,
+                    Fault::Unauthorized.into(),
+                )
+                .await?;
+            // The refresh may lead into another project: nobody may be inside the gate then, ourselves included.
+            drop(pass);
+            match engine.connection.token_refused(&token).await {
+                Ok(()) | Err(NoToken::Lost | NoToken::NotNow) => Ok(()),
+                Err(NoToken::Store(error)) => Err(error),
+            }
+        }
+        Attempted::Abandoned => match engine.queue.release(&lease).await {
+            Ok(()) | Err(QueueError::LeaseLost(_)) => Ok(()),
+            Err(error) => Err(error),
+        },
+    }
+}
+
+async fn attempt(
+    engine: &Engine,
+    claim: &RegistrationClaim,
+    pass: &Pass,
+    pace: &mut Pace,
+) -> Result<Attempted, QueueError> {
+    let RegistrationClaim {
+        lease,
+        media,
+        attempt,
+    } = claim;
+    if attempt.number > TRIES {
+        return Ok(Attempted::Trouble(Fault::WorkerLost.into()));
+    }
+    let facts = match look(media).await {
+        Ok(facts) => facts,
+        Err(fault) => return Ok(Attempted::Trouble(fault.into())),
+    };
+    if let Some(words) = crate::upkeep::difference(&media.facts, &facts) {
+        if crate::upkeep::is_fresh(&facts, engine.clock.wall()) {
+            return Ok(Attempted::Trouble(Fault::FileChanging.into()));
+        }
+        engine
+            .queue
+            .file_changed(lease, facts.clone(), words)
+            .await?;
+    }
+    let offset = engine.time.prepare(&media.capture).await?;
+    if engine.settings.organise_by == OrganiseBy::CaptureDate {
+        match offset.now() {
+            Offset::Unknown(words) if !media.capture_accepted => {
+                return Ok(Attempted::Trouble(
+                    Fault::CaptureTimeUnknown { words }.into(),
+                ));
+            }
+            Offset::Seconds(seconds) if engine.connection.is_fresh_in_pause(seconds) => {
+                return Ok(Attempted::Trouble(Fault::PausedNow.into()));
+            }
+            _ => {}
+        }
+    }
+    let token = match engine.connection.access().await {
+        Ok(token) => token,
+        Err(NoToken::Store(error)) => return Err(error),
+        Err(NoToken::Lost | NoToken::NotNow) => return Ok(Attempted::Abandoned),
+    };
+    let mut create = CreateAsset {
+        name: media.name.clone(),
+        filetype: media.filetype.clone(),
+        filesize: facts.size,
+        offset: None,
+        channel: (media.channel != 0).then_some(media.channel),
+        parts: media.parts,
+        auto_version_id: media.auto_version_id.clone(),
+    };
+    let mut said = None;
+    let at_send = || {
+        said = match engine.settings.organise_by {
+            OrganiseBy::UploadDate => None,
+            // A person accepted the moment as it stands: the wall clock is all there is.
+            OrganiseBy::CaptureDate => match offset.now() {
+                Offset::Seconds(seconds) => Some(seconds),
+                Offset::Unknown(_) => Some(offset.by_wall_clock()),
+            },
+        };
+        said
+    };
+    crash::point("register.sent");
+    let sent_at = engine.time.boot();
+    let mut at_send = at_send;
+    create.offset = at_send();
+    let answer = tokio::select! {
+        answer = engine.client.create_asset(&token, &create) => answer,
+        _ = pass.cancelled() => {
+            // The request may be on its way already; whoever closes the gate wants us gone.
+            return Ok(Attempted::Trouble(Trouble {
+                possible_duplicate: true,
+                ..Fault::Interrupted { words: "given up for the shutdown".into(), link_up: false }.into()
+            }));
+        }
+    };
+    engine.connection.note_call(&answer, sent_at).await?;
+    match answer {
+        Ok(answered) => {
+            pace.learn(answered.rate_limit.as_ref(), engine.clock.boot().0);
+            Ok(created(engine, answered.value, facts.size, said))
+        }
+        Err(error) => Ok(failed(engine, error, media, token).await),
+    }
+}
+
+async fn failed(
+    engine: &Engine,
+    error: c2c_protocol::Error,
+    media: &Media,
+    token: SecretString,
+) -> Attempted {
+    let possible_duplicate = match &error.kind {
+        ErrorKind::Transport(transport) => transport.reached == Reached::Maybe,
+        ErrorKind::Answer(_) => true,
+        _ => false,
+    };
+    let link_up = engine.link_up_after(&error, None).await;
+    let fault = classify_create(&error, media.parts.is_some(), link_up);
+    if fault == Fault::Unauthorized {
+        return Attempted::Refused(token);
+    }
+    Attempted::Trouble(Trouble {
+        server: server_words(&error),
+        possible_duplicate,
+        ..fault.into()
+    })
+}
+
+/// Plans the chunks of a new asset.
+fn created(engine: &Engine, asset: Asset, size: u64, offset: Option<u64>) -> Attempted {
+    let plan = match ChunkPlan::new(size, asset.upload_urls.len() as u32) {
+        Ok(plan) => plan,
+        Err(error) => {
+            return Attempted::Trouble(
+                Fault::Program {
+                    words: error.to_string(),
+                }
+                .into(),
+            );
+        }
+    };
+    let chunks = plan
+        .iter()
+        .zip(&asset.upload_urls)
+        .map(|(range, url)| NewChunk {
+            start: range.start,
+            length: range.end - range.start,
+            url: SecretString::from(url.expose().to_owned()),
+        })
+        .collect();
+    let project_id = engine
+        .connection
+        .identity()
+        .map(|identity| identity.project_id)
+        .unwrap_or_default();
+    Attempted::Created(Box::new(NewAsset {
+        asset_id: asset.id,
+        project_id,
+        offset,
+        chunks,
+    }))
+}
+
+/// The file as it is now, on its volume wherever that is mounted.
+async fn look(media: &Media) -> Result<FileFacts, Fault> {
+    let (path, media) = (media.path.clone(), media.clone());
+    let looked = tokio::task::spawn_blocking(move || match std::fs::File::open(&path) {
+        Ok(file) => match file.metadata() {
+            Ok(metadata) => Ok(host::facts_of(&metadata)),
+            Err(error) => Err(Fault::Unreadable {
+                words: error.to_string(),
+            }),
+        },
+        Err(error) => Err(crate::upkeep::fault_of_open(&media, &error)),
+    });
+    match looked.await {
+        Ok(looked) => looked,
+        Err(panic) => Err(Fault::Program {
+            words: panic.to_string(),
+        }),
+    }
+}
+
+/// Keeps creates within the service's rate, by its headers where it sends them.
+struct Pace {
+    interval_ms: i64,
+    next_ms: i64,
+}
+
+impl Pace {
+    fn new(per_second: Option<f64>) -> Pace {
+        let interval_ms = per_second.map_or(0, |rate| (1000.0 / rate.max(0.01)) as i64);
+        Pace {
+            interval_ms,
+            next_ms: i64::MIN,
+        }
+    }
+
+    fn wait(&self, now_ms: i64) -> Duration {
+        Duration::from_millis(self.next_ms.saturating_sub(now_ms).clamp(0, 3_600_000) as u64)
+    }
+
+    fn used(&mut self, now_ms: i64) {
+        // A little credit lets a handful of stills begin at once after a pause.
+        self.next_ms = self.next_ms.max(now_ms - 4 * self.interval_ms) + self.interval_ms;
+    }
+
+    fn learn(&mut self, limit: Option<&c2c_protocol::RateLimit>, now_ms: i64) {
+        if let Some(limit) = limit
+            && limit.remaining == Some(0)
+            && let Some(window) = limit.window
+        {
+            self.next_ms = self.next_ms.max(now_ms + window.as_millis() as i64);
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! A range of a file as a request body: read ahead by one buffer, hashed while read, in fixed memory.
+
+use std::fs::File;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use md5::{Digest, Md5};
+use tokio::task::JoinHandle;
+
+use crate::host::read_exact_at;
+
+/// Large enough to amortise a system call, small enough to stay in the cache of one core.
+pub(crate) const BUFFER: usize = 256 * 1024;
+
+/// Buffers that are used again and again; a fresh allocation per frame would cost more than the upload itself.
+#[derive(Debug, Default)]
+pub(crate) struct BufferPool {
+    free: Mutex<Vec<Vec<u8>>>,
+}
+
+impl BufferPool {
+    fn take(self: &Arc<Self>) -> Buffer {
+        let free = self
+            .free
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop();
+        Buffer {
+            bytes: free.unwrap_or_else(|| vec![0; BUFFER]),
+            length: 0,
+            pool: self.clone(),
+        }
+    }
+}
+
+/// A buffer that returns to its pool when the last reference to its bytes is gone.
+struct Buffer {
+    bytes: Vec<u8>,
+    length: usize,
+    pool: Arc<BufferPool>,
+}
+
+impl AsRef<[u8]> for Buffer {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let bytes = std::mem::take(&mut self.bytes);
+        self.pool
+            .free
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(bytes);
+    }
+}
+
+/// What became of the reading side, for the worker that sends the body.
+#[derive(Debug, Default)]
+pub(crate) struct BodyState {
+    error: Mutex<Option<io::Error>>,
+    md5: Mutex<Option<String>>,
+}
+
+impl BodyState {
+    /// The read error that ended the request, if one did.
+    pub(crate) fn take_error(&self) -> Option<io::Error> {
+        self.error
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+    }
+
+    /// The MD5 of everything that was read, once all of it was; hexadecimal.
+    pub(crate) fn md5(&self) -> Option<String> {
+        self.md5
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
+
+type Read = (io::Result<Buffer>, Option<Md5>);
+
+/// `length` bytes of a file from `start`. Made anew for each attempt.
+pub(crate) struct FileRange {
+    file: Arc<File>,
+    next: u64,
+    left: u64,
+    pool: Arc<BufferPool>,
+    hasher: Option<Md5>,
+    reading: Option<JoinHandle<Read>>,
+    reading_length: u64,
+    unsent: u64,
+    state: Arc<BodyState>,
+}
+
+impl FileRange {
+    pub(crate) fn new(
+        file: Arc<File>,
+        start: u64,
+        length: u64,
+        pool: Arc<BufferPool>,
+        hash: bool,
+    ) -> (FileRange, Arc<BodyState>) {
+        let state = Arc::new(BodyState::default());
+        let mut range = FileRange {
+            file,
+            next: start,
+            left: length,
+            pool,
+            hasher: hash.then(Md5::new),
+            reading: None,
+            reading_length: 0,
+            unsent: length,
+            state: state.clone(),
+        };
+        if length == 0 {
+            range.finish();
+        } else {
+            range.read_ahead();
+        }
+        (range, state)
+    }
+
+    fn read_ahead(&mut self) {
+        let length = self.left.min(BUFFER as u64);
+        let (file, at) = (self.file.clone(), self.next);
+        let mut buffer = self.pool.take();
+        let mut hasher = self.hasher.take();
+        self.next += length;
+        self.left -= length;
+        self.reading_length = length;
+        self.reading = Some(tokio::task::spawn_blocking(move || {
+            buffer.length = length as usize;
+            let read = read_exact_at(&file, &mut buffer.bytes[..length as usize], at);
+            if read.is_ok()
+                && let Some(hasher) = &mut hasher
+            {
+                hasher.update(buffer.as_ref());
+            }
+            (read.map(|()| buffer), hasher)
+        }));
+    }
+
+    fn finish(&mut self) {
+        if let Some(hasher) = self.hasher.take() {
+            *self
+                .state
+                .md5
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner) = Some(hex::encode(hasher.finalize()));
+        }
+    }
+}
+
+impl http_body::Body for FileRange {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        let this = self.get_mut();
+        let Some(reading) = &mut this.reading else {
+            return Poll::Ready(None);
+        };
+        let joined = std::task::ready!(Pin::new(reading).poll(cx));
+        this.reading = None;
+        let read = match joined {
+            Ok((read, hasher)) => {
+                this.hasher = hasher;
+                read
+            }
+            Err(error) => Err(io::Error::other(error)),
+        };
+        match read {
+            Ok(buffer) => {
+                this.unsent -= this.reading_length;
+                if this.left > 0 {
+                    this.read_ahead();
+                } else {
+                    this.finish();
+                }
+                Poll::Ready(Some(Ok(Frame::data(Bytes::from_owner(buffer)))))
+            }
+            Err(error) => {
+                let told = io::Error::new(error.kind(), error.to_string());
+                *this
+                    .state
+                    .error
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner) = Some(error);
+                Poll::Ready(Some(Err(told)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.unsent == 0
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.unsent)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    async fn read_all(mut range: FileRange) -> io::Result<Vec<u8>> {
+        let mut out = Vec::new();
+        loop {
+            let next =
+                std::future::poll_fn(|cx| http_body::Body::poll_frame(Pin::new(&mut range), cx))
+                    .await;
+            match next {
+                Some(frame) => out.extend_from_slice(
+                    &frame?
+                        .into_data()
+                        .map_err(|_| io::Error::other("trailers"))?,
+                ),
+                None => return Ok(out),
+            }
+        }
+    }
+
+    fn file_of(bytes: &[u8]) -> Arc<File> {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        Arc::new(file)
+    }
+
+    #[tokio::test]
+    async fn ranges_are_exact_and_hashed() {
+        let bytes: Vec<u8> = (0..BUFFER * 3 + 17).map(|n| (n * 31 % 251) as u8).collect();
+        let file = file_of(&bytes);
+        let pool = Arc::<BufferPool>::default();
+        for (start, length) in [
+            (0, bytes.len()),
+            (5, BUFFER),
+            (BUFFER, BUFFER + 1),
+            (7, 0),
+            (bytes.len() - 1, 1),
+        ] {
+            let (range, state) = FileRange::new(
+                file.clone(),
+                start as u64,
+                length as u64,
+                pool.clone(),
+                true,
+            );
+            let wanted = &bytes[start..start + length];
+            assert_eq!(read_all(range).await.unwrap(), wanted);
+            assert_eq!(state.md5().unwrap(), hex::encode(Md5::digest(wanted)));
+        }
+        // Two at a time, whatever the length: one being sent, one read ahead.
+        assert!(pool.free.lock().unwrap().len() <= 2);
+    }
+
+    #[tokio::test]
+    async fn a_file_that_became_shorter_is_an_error_and_no_digest() {
+        let (range, state) = FileRange::new(file_of(&[1; 100]), 50, 51, Arc::default(), true);
+        assert_eq!(
+            read_all(range).await.unwrap_err().kind(),
+            io::ErrorKind::UnexpectedEof
+        );
+        assert_eq!(
+            state.take_error().unwrap().kind(),
+            io::ErrorKind::UnexpectedEof
+        );
+        assert_eq!(state.md5(), None);
+    }
+}

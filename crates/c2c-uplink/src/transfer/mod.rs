@@ -1,0 +1,352 @@
+//! From a registered chunk to bytes on the wire and their proof.
+
+mod airgate;
+mod body;
+
+use std::panic::AssertUnwindSafe;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use c2c_protocol::{ExposeSecret, Meter, UploadUrl};
+use c2c_queue::{ChunkClaim, ChunkProof, Claim, Operation, QueueError};
+
+use futures_util::FutureExt;
+
+use crate::crash;
+use crate::engine::{Engine, Trouble, panic_words, server_words};
+use crate::event::Event;
+use crate::host;
+use crate::progress::Flight;
+use crate::settle::{Fault, TRIES, classify_put};
+
+pub(crate) use airgate::{Airgate, Pass};
+pub(crate) use body::{BufferPool, FileRange};
+
+/// How often a transfer in progress is looked at.
+const TICK: Duration = Duration::from_secs(1);
+/// A lease is renewed this often while bytes move.
+const RENEW: Duration = Duration::from_secs(15);
+/// A URL this close to its end is not worth beginning with.
+const URL_MARGIN: Duration = Duration::from_secs(60);
+/// The slowest rate that still counts as a link: a chunk may take as long as its bytes need at this rate, whatever the limit
+/// of an attempt says. 3,125 bytes per second, half of 50 kbit/s, since several transfers share the line.
+const SLOWEST: u64 = 3_125;
+
+/// One transfer worker: claims chunks and sends them until the shutdown.
+pub(crate) async fn work(engine: Arc<Engine>, pool: Arc<BufferPool>, number: usize) {
+    let holder = engine.holder(&format!("transfer-{number}"));
+    while engine.open_gate().await {
+        let mut wake = pin!(engine.wake.notified());
+        wake.as_mut().enable();
+        let Some(pass) = engine.airgate.enter().await else {
+            continue;
+        };
+        if !engine.is_open() {
+            continue;
+        }
+        match engine
+            .queue
+            .claim_chunk(&holder, engine.settings.lease)
+            .await
+        {
+            Ok(Claim::Got(claim)) => {
+                crash::point("chunk.claimed");
+                let (lease, media, attempt) =
+                    (claim.lease.clone(), claim.media.clone(), claim.attempt);
+                // A file that makes us panic must not take the others along.
+                let handled = AssertUnwindSafe(handle(&engine, &pool, *claim, pass))
+                    .catch_unwind()
+                    .await;
+                let handled = match handled {
+                    Ok(handled) => handled,
+                    Err(panic) => {
+                        let trouble = Fault::Program {
+                            words: panic_words(&*panic),
+                        }
+                        .into();
+                        engine
+                            .settle(&lease, &media, Operation::Transfer, attempt, trouble)
+                            .await
+                    }
+                };
+                if let Err(error) = handled {
+                    engine.store_trouble(&error).await;
+                }
+            }
+            Ok(Claim::Later(wait)) => {
+                drop(pass);
+                engine.idle(wake, Some(wait)).await;
+            }
+            Ok(Claim::Nothing) => {
+                drop(pass);
+                engine.idle(wake, None).await;
+            }
+            Err(QueueError::Closed) => return,
+            Err(error) => engine.store_trouble(&error).await,
+        }
+    }
+}
+
+/// How an attempt ended.
+enum Attempted {
+    Sent(ChunkProof),
+    Trouble(Trouble),
+    /// Shutdown or airlock: nobody's fault, the try is given back.
+    Abandoned {
+        bytes_wasted: u64,
+    },
+    /// The lease is not ours any more.
+    Lost,
+}
+
+async fn handle(
+    engine: &Engine,
+    pool: &Arc<BufferPool>,
+    claim: ChunkClaim,
+    pass: Pass,
+) -> Result<(), QueueError> {
+    let _stay = &pass;
+    let ended = attempt(engine, pool, &claim, &pass).await?;
+    let ChunkClaim {
+        lease,
+        media,
+        chunk,
+        attempt,
+        ..
+    } = &claim;
+    match ended {
+        Attempted::Sent(proof) => {
+            crash::point("chunk.answered");
+            let sent = match engine.queue.chunk_sent(lease, proof).await {
+                Ok(sent) => sent,
+                Err(QueueError::LeaseLost(_)) => {
+                    tracing::debug!(media = %media.id, chunk = chunk.number, "another worker has this chunk by now");
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            };
+            crash::point("chunk.stored");
+            engine.emit(Event::ChunkSent {
+                media: media.id,
+                number: chunk.number,
+                left: sent.left,
+            });
+            if let Some(receipt) = sent.receipt {
+                crash::point("delivered");
+                tracing::info!(media = %media.id, name = %media.name, asset = %receipt.asset_id, "delivered");
+                engine.emit(Event::Delivered { receipt });
+            }
+            engine.changed();
+            Ok(())
+        }
+        Attempted::Trouble(trouble) => {
+            engine
+                .settle(lease, media, Operation::Transfer, *attempt, trouble)
+                .await
+        }
+        Attempted::Abandoned { bytes_wasted } => {
+            tracing::debug!(media = %media.id, chunk = chunk.number, bytes_wasted, "given back");
+            match engine.queue.release(lease).await {
+                Ok(()) | Err(QueueError::LeaseLost(_)) => Ok(()),
+                Err(error) => Err(error),
+            }
+        }
+        Attempted::Lost => Ok(()),
+    }
+}
+
+async fn attempt(
+    engine: &Engine,
+    pool: &Arc<BufferPool>,
+    claim: &ChunkClaim,
+    pass: &Pass,
+) -> Result<Attempted, QueueError> {
+    let ChunkClaim {
+        lease,
+        media,
+        chunk,
+        url,
+        url_age,
+        attempt,
+    } = claim;
+    if attempt.number > TRIES {
+        return Ok(Attempted::Trouble(Fault::WorkerLost.into()));
+    }
+    let url = match UploadUrl::parse(url.expose_secret(), engine.settings.allow_plain_loopback) {
+        Ok(url) => url,
+        Err(error) => {
+            return Ok(Attempted::Trouble(
+                Fault::Program {
+                    words: error.to_string(),
+                }
+                .into(),
+            ));
+        }
+    };
+    if url.life().unwrap_or(engine.settings.url_life) < *url_age + URL_MARGIN {
+        return Ok(Attempted::Trouble(Fault::UrlExpired.into()));
+    }
+    let path = media.path.clone();
+    let opened = tokio::task::spawn_blocking(move || {
+        let file = std::fs::File::open(&path)?;
+        let facts = host::facts_of(&file.metadata()?);
+        Ok::<_, std::io::Error>((file, facts))
+    });
+    let (file, facts) = match opened.await {
+        Ok(Ok(opened)) => opened,
+        Ok(Err(error)) => {
+            return Ok(Attempted::Trouble(
+                crate::upkeep::fault_of_open(media, &error).into(),
+            ));
+        }
+        Err(panic) => {
+            return Ok(Attempted::Trouble(
+                Fault::Program {
+                    words: panic.to_string(),
+                }
+                .into(),
+            ));
+        }
+    };
+    if let Some(words) = crate::upkeep::difference(&media.facts, &facts) {
+        return Ok(Attempted::Trouble(Fault::FileChanged { words }.into()));
+    }
+    let file = Arc::new(file);
+    let (body, state) = FileRange::new(
+        file.clone(),
+        chunk.start,
+        chunk.length,
+        pool.clone(),
+        engine.settings.verify,
+    );
+    let meter = Arc::new(Meter::default());
+    let _flight = engine.board.begin(Flight::new(
+        media.id,
+        chunk.number,
+        chunk.length,
+        meter.clone(),
+    ));
+    crash::point("chunk.sending");
+    let mut put = pin!(
+        engine
+            .client
+            .put_chunk(&url, &media.filetype, chunk.length, body, &meter)
+    );
+    let begun = engine.clock.boot().0;
+    let limit = engine
+        .settings
+        .attempt_limit
+        .max(Duration::from_secs(chunk.length / SLOWEST));
+    let (mut moved_at, mut moved, mut renewed_at) = (begun, 0u64, begun);
+    let result = loop {
+        tokio::select! {
+            biased;
+            result = &mut put => break result,
+            _ = pass.cancelled() => {
+                return Ok(Attempted::Abandoned { bytes_wasted: meter.acknowledged() });
+            }
+            _ = engine.clock.sleep(TICK) => {
+                let now = engine.clock.boot().0;
+                let acknowledged = meter.acknowledged();
+                if acknowledged > moved {
+                    (moved, moved_at) = (acknowledged, now);
+                }
+                let silent = Duration::from_millis((now - moved_at).max(0) as u64);
+                let lasted = Duration::from_millis((now - begun).max(0) as u64);
+                let stalled = if silent >= engine.settings.stall {
+                    Some(format!("no byte was accepted for {} s", silent.as_secs()))
+                } else if lasted >= limit {
+                    Some(format!("the attempt took longer than {} s", limit.as_secs()))
+                } else {
+                    None
+                };
+                if let Some(words) = stalled {
+                    // Leaving drops the request and with it the connection.
+                    let link_up = engine.link.judge().await;
+                    return Ok(Attempted::Trouble(Trouble {
+                        bytes_wasted: acknowledged.min(chunk.length),
+                        ..Fault::Stalled { words, link_up }.into()
+                    }));
+                }
+                if moved_at >= renewed_at && now - renewed_at >= RENEW.as_millis() as i64 {
+                    renewed_at = now;
+                    match engine.queue.renew(lease, acknowledged.min(chunk.length), engine.settings.lease).await {
+                        Ok(()) => {}
+                        Err(QueueError::LeaseLost(_)) => return Ok(Attempted::Lost),
+                        Err(error) => return Err(error),
+                    }
+                }
+            }
+        }
+    };
+    let wasted = meter.acknowledged().min(chunk.length);
+    let answer = match result {
+        Ok(answer) => answer,
+        Err(error) => {
+            if let Some(error) = state.take_error() {
+                let fault = match error.kind() {
+                    std::io::ErrorKind::UnexpectedEof => Fault::FileChanged {
+                        words: "it became shorter while it was sent".into(),
+                    },
+                    _ => Fault::Unreadable {
+                        words: error.to_string(),
+                    },
+                };
+                return Ok(Attempted::Trouble(Trouble {
+                    bytes_wasted: wasted,
+                    ..fault.into()
+                }));
+            }
+            let link_up = engine
+                .link_up_after(&error, Some((url.host().to_owned(), url.port())))
+                .await;
+            return Ok(Attempted::Trouble(Trouble {
+                server: server_words(&error),
+                bytes_wasted: wasted,
+                ..classify_put(&error, link_up).into()
+            }));
+        }
+    };
+    // What was read is what the file was only if it is still the same file.
+    let now = tokio::task::spawn_blocking(move || {
+        file.metadata().map(|metadata| host::facts_of(&metadata))
+    });
+    if let Ok(Ok(now)) = now.await
+        && let Some(words) = crate::upkeep::difference(&media.facts, &now)
+    {
+        let words = format!("{words} while it was sent");
+        return Ok(Attempted::Trouble(Trouble {
+            bytes_wasted: chunk.length,
+            ..Fault::FileChanged { words }.into()
+        }));
+    }
+    let Some(etag) = &answer.etag else {
+        // An answer without an ETag is not S3's, whatever its status.
+        let words = "status 200 without an ETag".to_owned();
+        engine.link.judge().await;
+        return Ok(Attempted::Trouble(Trouble {
+            bytes_wasted: wasted,
+            ..Fault::MiddleBox { words }.into()
+        }));
+    };
+    let md5 = state.md5();
+    if let Some(md5) = &md5
+        && has_md5_form(etag)
+        && !etag.eq_ignore_ascii_case(md5)
+    {
+        return Ok(Attempted::Trouble(Trouble {
+            bytes_wasted: chunk.length,
+            ..Fault::DigestMismatch.into()
+        }));
+    }
+    Ok(Attempted::Sent(ChunkProof {
+        etag: Some(etag.clone()),
+        md5,
+    }))
+}
+
+/// 32 hexadecimal digits: what S3 answers for a plain PUT without encryption by KMS.
+fn has_md5_form(etag: &str) -> bool {
+    etag.len() == 32 && etag.bytes().all(|byte| byte.is_ascii_hexdigit())
+}

@@ -1,0 +1,437 @@
+//! What has to be looked after while the workers work: lost leases, files that disappear and come back, receipts without
+//! a digest, tokens that run out, presence, the network, the clock.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use c2c_queue::{FileFacts, Hold, Media, MediaState, QueueError, Receipt, WallTime};
+use sha2::{Digest, Sha256};
+
+use crate::connection::{NoToken, Standing};
+use crate::crash;
+use crate::engine::Engine;
+use crate::event::Event;
+use crate::host;
+use crate::register::SETTLE;
+use crate::settle::Fault;
+
+/// What differs between two looks at a file, for a person; `None` if nothing does.
+pub(crate) fn difference(was: &FileFacts, is: &FileFacts) -> Option<String> {
+    if was.size != is.size {
+        Some(format!(
+            "its size went from {} to {} bytes",
+            was.size, is.size
+        ))
+    } else if was.mtime_ns != is.mtime_ns {
+        Some("it was modified".into())
+    } else {
+        // The number of the device changes when a volume is mounted elsewhere; the number of the file does not.
+        let same = match (was.file_id, is.file_id) {
+            (Some(was), Some(is)) => was.file == is.file,
+            _ => true,
+        };
+        (!same).then(|| "it was replaced by another file".into())
+    }
+}
+
+/// Whether the file may still be written to: its modification is only just past.
+pub(crate) fn is_fresh(facts: &FileFacts, wall: WallTime) -> bool {
+    let age = wall.0 - facts.mtime_ns.div_euclid(1_000_000);
+    (-2_000..SETTLE.as_millis() as i64).contains(&age)
+}
+
+/// What it means that a media's file cannot be opened.
+pub(crate) fn fault_of_open(media: &Media, error: &std::io::Error) -> Fault {
+    if error.kind() != std::io::ErrorKind::NotFound
+        && error.kind() != std::io::ErrorKind::NotADirectory
+    {
+        return Fault::Unreadable {
+            words: error.to_string(),
+        };
+    }
+    match &media.volume {
+        Some(volume) if volume.removable => {
+            let mounted = host::volumes();
+            match host::relocate(&media.path, volume, &mounted) {
+                None => Fault::VolumeAway,
+                // Mounted elsewhere: upkeep finds the file there and releases the hold with its new path.
+                Some((path, _)) if path != media.path && path.exists() => Fault::VolumeAway,
+                Some(_) => gone(media),
+            }
+        }
+        _ => gone(media),
+    }
+}
+
+fn gone(media: &Media) -> Fault {
+    Fault::FileGone {
+        words: format!("the file {} is gone", media.path.display()),
+    }
+}
+
+/// Leases, files, receipts: every few seconds, until the shutdown.
+pub(crate) async fn look_after(engine: Arc<Engine>) {
+    const PERIOD: Duration = Duration::from_secs(5);
+    loop {
+        if let Err(error) = round(&engine).await {
+            if matches!(error, QueueError::Closed) {
+                return;
+            }
+            engine.store_trouble(&error).await;
+        }
+        tokio::select! {
+            _ = engine.stop.cancelled() => return,
+            _ = engine.clock.sleep(PERIOD) => {}
+        }
+    }
+}
+
+async fn round(engine: &Engine) -> Result<(), QueueError> {
+    engine.time.watch_wall();
+    let recovered = engine.queue.recover_expired().await?;
+    if !recovered.is_empty() {
+        tracing::warn!(
+            items = recovered.len(),
+            "work returned to the pool: its workers went silent"
+        );
+        engine.changed();
+    }
+    if !engine.connection.is_paused()
+        && matches!(engine.connection.standing(), Standing::Paired { .. })
+    {
+        let resumed = engine.queue.unhold_all(Hold::ChannelPaused).await?;
+        if !resumed.is_empty() {
+            engine.changed();
+        }
+    }
+    look_at_files(engine).await
+}
+
+/// Every unfinished media: is its file still there, and the same?
+async fn look_at_files(engine: &Engine) -> Result<(), QueueError> {
+    const PAGE: u32 = 500;
+    let unfinished = vec![
+        MediaState::Queued,
+        MediaState::Transferring,
+        MediaState::Parked,
+    ];
+    let mut after = None;
+    loop {
+        let page = engine
+            .queue
+            .list(Some(unfinished.clone()), after, PAGE)
+            .await?;
+        let Some(last) = page.last().map(|media| media.id) else {
+            return Ok(());
+        };
+        after = Some(last);
+        let full = page.len() as u32 == PAGE;
+        let wall = engine.clock.wall();
+        let found = tokio::task::spawn_blocking(move || {
+            let mounted = host::volumes();
+            page.into_iter()
+                .filter_map(|media| look_at(&media, &mounted, wall).map(|found| (media, found)))
+                .collect::<Vec<_>>()
+        });
+        let Ok(found) = found.await else {
+            return Ok(());
+        };
+        for (media, found) in found {
+            apply(engine, media, found).await?;
+        }
+        if !full || engine.stop.is_cancelled() {
+            return Ok(());
+        }
+    }
+}
+
+enum Found {
+    Gone(String),
+    VolumeAway,
+    VolumeBack(std::path::PathBuf, c2c_queue::Volume),
+    Stable,
+}
+
+/// What there is to do about one media; blocks on the disk.
+fn look_at(media: &Media, mounted: &[c2c_queue::Volume], wall: WallTime) -> Option<Found> {
+    match std::fs::metadata(&media.path) {
+        Ok(metadata) => match media.hold {
+            Some(Hold::VolumeAway) => {
+                let volume =
+                    host::volume_of(&media.path, mounted).or_else(|| media.volume.clone())?;
+                Some(Found::VolumeBack(media.path.clone(), volume))
+            }
+            Some(Hold::FileChanging) => {
+                let facts = host::facts_of(&metadata);
+                (!is_fresh(&facts, wall)).then_some(Found::Stable)
+            }
+            _ => None,
+        },
+        Err(error) => match fault_of_open(media, &error) {
+            Fault::FileGone { words } => Some(Found::Gone(words)),
+            Fault::VolumeAway => {
+                let volume = media.volume.as_ref()?;
+                match host::relocate(&media.path, volume, mounted) {
+                    Some((path, volume)) if path.exists() => Some(Found::VolumeBack(path, volume)),
+                    _ => Some(Found::VolumeAway),
+                }
+            }
+            // Unreadable: the next try says so, and is counted.
+            _ => None,
+        },
+    }
+}
+
+async fn apply(engine: &Engine, media: Media, found: Found) -> Result<(), QueueError> {
+    let done = match found {
+        Found::Gone(words) => cancel(engine, &media, words).await,
+        Found::VolumeAway if media.hold == Some(Hold::VolumeAway) => {
+            let waited = Duration::from_millis(media.held_for_ms.unwrap_or(0));
+            if waited < engine.settings.volume_patience {
+                return Ok(());
+            }
+            let words = format!(
+                "the volume with {} did not come back within {} hours",
+                media.path.display(),
+                engine.settings.volume_patience.as_secs() / 3600
+            );
+            cancel(engine, &media, words).await
+        }
+        Found::VolumeAway if media.hold.is_none() => {
+            engine.queue.hold(media.id, Hold::VolumeAway).await
+        }
+        // Held for another reason already; that one ends first.
+        Found::VolumeAway => Ok(()),
+        Found::VolumeBack(path, volume) => {
+            engine
+                .queue
+                .unhold(media.id, Hold::VolumeAway, Some((path, volume)))
+                .await
+        }
+        Found::Stable => {
+            engine
+                .queue
+                .unhold(media.id, Hold::FileChanging, None)
+                .await
+        }
+    };
+    match done {
+        Ok(()) => engine.changed(),
+        // A worker has it in its hands, or it moved on since we looked: the next round sees.
+        Err(
+            QueueError::LeaseLost(_) | QueueError::NoSuchMedia(_) | QueueError::IllegalMove { .. },
+        ) => {}
+        Err(error) => return Err(error),
+    }
+    Ok(())
+}
+
+async fn cancel(engine: &Engine, media: &Media, words: String) -> Result<(), QueueError> {
+    engine.queue.file_gone(media.id, words.clone()).await?;
+    engine.emit(Event::Cancelled {
+        media: media.id,
+        words,
+    });
+    Ok(())
+}
+
+/// Adds the digest of the whole file to each receipt, one at a time, until the shutdown.
+pub(crate) async fn seal(engine: Arc<Engine>) {
+    let mut events = engine.events.subscribe();
+    loop {
+        match seal_all(&engine).await {
+            Ok(()) => {}
+            Err(QueueError::Closed) => return,
+            Err(error) => engine.store_trouble(&error).await,
+        }
+        loop {
+            tokio::select! {
+                _ = engine.stop.cancelled() => return,
+                event = events.recv() => match event {
+                    Ok(Event::Delivered { .. }) | Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => break,
+                    Ok(_) => {}
+                    Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
+                },
+            }
+        }
+    }
+}
+
+async fn seal_all(engine: &Engine) -> Result<(), QueueError> {
+    loop {
+        let open = engine.queue.unsealed_receipts(16).await?;
+        if open.is_empty() {
+            return Ok(());
+        }
+        for receipt in open {
+            let id = receipt.media;
+            let facts = engine.queue.media(id).await?.map(|media| media.facts);
+            let stop = engine.stop.clone();
+            let digest = tokio::task::spawn_blocking(move || digest_of(&receipt, facts, &stop));
+            let digest = match digest.await {
+                Ok(Some(digest)) => digest,
+                // Shutting down: the next start goes on here.
+                Ok(None) => return Ok(()),
+                Err(panic) => Err(format!("a fault of this program: {panic}")),
+            };
+            engine.queue.seal_receipt(id, digest).await?;
+            crash::point("sealed");
+            engine.emit(Event::Sealed { media: id });
+            engine.settled.notify_waiters();
+        }
+    }
+}
+
+/// SHA-256 of the delivered file, if it still is the file that was delivered. `None` at the shutdown.
+fn digest_of(
+    receipt: &Receipt,
+    facts: Option<FileFacts>,
+    stop: &tokio_util::sync::CancellationToken,
+) -> Option<Result<String, String>> {
+    let Some(facts) = facts else {
+        return Some(Err("the media was removed from the queue".into()));
+    };
+    let digest = || -> std::io::Result<Option<Result<String, String>>> {
+        let file = std::fs::File::open(&receipt.path)?;
+        let mut hasher = Sha256::new();
+        let mut buffer = vec![0; 1024 * 1024];
+        let mut at = 0;
+        let before = host::facts_of(&file.metadata()?);
+        if let Some(words) = difference(&facts, &before) {
+            return Ok(Some(Err(format!(
+                "the file changed after its delivery: {words}"
+            ))));
+        }
+        while at < receipt.size {
+            if stop.is_cancelled() {
+                return Ok(None);
+            }
+            let length = (receipt.size - at).min(buffer.len() as u64) as usize;
+            host::read_exact_at(&file, &mut buffer[..length], at)?;
+            hasher.update(&buffer[..length]);
+            at += length as u64;
+        }
+        let after = host::facts_of(&file.metadata()?);
+        Ok(Some(match difference(&facts, &after) {
+            Some(words) => Err(format!("the file changed after its delivery: {words}")),
+            None => Ok(hex::encode(hasher.finalize())),
+        }))
+    };
+    match digest() {
+        Ok(found) => found,
+        Err(error) => Some(Err(format!(
+            "the file could not be read after its delivery: {error}"
+        ))),
+    }
+}
+
+/// Keeps the connection: confirms who we are, renews tokens ahead of need, and is heard by the service. Until the shutdown.
+pub(crate) async fn keep_connection(engine: Arc<Engine>) {
+    const PRESENCE: Duration = Duration::from_secs(120);
+    let mut standing = engine.connection.watch_standing();
+    let mut failures = 0;
+    loop {
+        if engine.stop.is_cancelled() {
+            return;
+        }
+        let now = standing.borrow_and_update().clone();
+        let step = match now {
+            Standing::PairAgain { .. } => {
+                tokio::select! {
+                    _ = engine.stop.cancelled() => return,
+                    _ = standing.changed() => {}
+                }
+                continue;
+            }
+            Standing::Unconfirmed => {
+                tokio::select! {
+                    _ = engine.stop.cancelled() => return,
+                    _ = engine.link.online() => {}
+                }
+                engine.connection.confirm().await.map(|_| ())
+            }
+            Standing::Paired { .. } => {
+                let presence = PRESENCE.saturating_sub(engine.connection.silent_for());
+                let renewal = engine
+                    .connection
+                    .renew_in(0.0)
+                    .await
+                    .unwrap_or(Duration::MAX);
+                let wait = presence.min(renewal).max(Duration::from_millis(200));
+                tokio::select! {
+                    _ = engine.stop.cancelled() => return,
+                    _ = standing.changed() => continue,
+                    _ = engine.clock.sleep(wait) => {}
+                }
+                tokio::select! {
+                    _ = engine.stop.cancelled() => return,
+                    _ = engine.link.online() => {}
+                }
+                tend(&engine, PRESENCE).await
+            }
+        };
+        match step {
+            Ok(()) => failures = 0,
+            Err(NoToken::Lost) => {}
+            Err(NoToken::Store(error)) => engine.store_trouble(&error).await,
+            Err(NoToken::NotNow) => {
+                failures += 1;
+                let jitter = 0.5 + engine.jitter() / 2.0;
+                let wait = crate::settle::backoff(
+                    failures,
+                    Duration::from_secs(1),
+                    Duration::from_secs(60),
+                    jitter,
+                );
+                tokio::select! {
+                    _ = engine.stop.cancelled() => return,
+                    _ = engine.clock.sleep(wait) => {}
+                }
+            }
+        }
+    }
+}
+
+/// Renews the tokens if they are due; otherwise lets the service hear from us, and hears whether the channel is paused.
+async fn tend(engine: &Engine, presence: Duration) -> Result<(), NoToken> {
+    let jitter = engine.jitter();
+    if engine
+        .connection
+        .renew_in(jitter)
+        .await
+        .is_some_and(|due| due.is_zero())
+    {
+        let access = engine.connection.access().await?;
+        return engine.connection.refresh(&access).await.map(|_| ());
+    }
+    if engine.connection.silent_for() >= presence {
+        // The identity call is presence and news in one: it tells whether the channel is paused.
+        engine.connection.look().await?;
+        engine.changed();
+    }
+    Ok(())
+}
+
+/// Notices when a route or an address changes: old connections are dead then. Until the shutdown.
+pub(crate) async fn watch_network(engine: Arc<Engine>) {
+    const PERIOD: Duration = Duration::from_secs(2);
+    let read = || async {
+        tokio::task::spawn_blocking(host::network_fingerprint)
+            .await
+            .unwrap_or_default()
+    };
+    let mut before = read().await;
+    loop {
+        tokio::select! {
+            _ = engine.stop.cancelled() => return,
+            // Real time: the kernel does not run on our clock.
+            _ = tokio::time::sleep(PERIOD) => {}
+        }
+        let now = read().await;
+        if now != before {
+            tracing::info!("the network changed");
+            engine.link.network_changed();
+            before = now;
+        }
+    }
+}

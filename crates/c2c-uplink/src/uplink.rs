@@ -1,0 +1,652 @@
+//! The facade.
+
+use std::path::PathBuf;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use c2c_protocol::{Client, ClientConfig, ResolveOverride, SecretString, Trust, load_ca_file};
+use c2c_queue::{
+    Added, Clock, Hold, Identity, MediaState, Queue, QueueStatus, Receipt, SqliteOptions,
+    SqliteQueue, SystemClock, Vault,
+};
+use tokio::sync::{Mutex, Notify, broadcast};
+use tokio_util::sync::CancellationToken;
+
+use crate::connection::{Connection, Credentials, Pairing, Standing};
+use crate::crash;
+use crate::engine::Engine;
+use crate::error::UplinkError;
+use crate::event::Event;
+use crate::intake::{self, AddMedia};
+use crate::link::{Link, LinkState};
+use crate::progress::{ActiveMedia, Progress};
+use crate::settings::{OrganiseBy, RestartSignal, Settings, Transfers};
+use crate::supervisor::Supervisor;
+use crate::time::TimeKeeper;
+use crate::transfer::Airgate;
+
+/// Who this unit is to the service.
+#[derive(Clone, Debug)]
+pub struct ClientSettings {
+    /// Names this unit: a serial number or a UUID, never an e-mail or MAC address. Generated once and kept if `None`.
+    pub id: Option<String>,
+    /// The secret that Frame.io issued for the product.
+    pub secret: SecretString,
+}
+
+/// Collects the settings of an [`Uplink`].
+#[derive(Debug)]
+pub struct UplinkBuilder {
+    state_dir: Option<PathBuf>,
+    client: Option<ClientSettings>,
+    api: ClientConfig,
+    ca_file: Option<PathBuf>,
+    settings: Settings,
+    clock: Arc<dyn Clock>,
+    key: Option<Vault>,
+    seed: Option<u64>,
+}
+
+/// A field-grade uplink to one Frame.io project.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), c2c_uplink::UplinkError> {
+/// use c2c_uplink::{ClientSettings, PairingStep, Uplink};
+///
+/// let uplink = Uplink::builder()
+///     .state_dir("/var/lib/camera/c2c")
+///     .client(ClientSettings { id: Some("CAM-000123".into()), secret: "issued by Frame.io".to_owned().into() })
+///     .client_version("2.16.4")
+///     .open()
+///     .await?;
+/// if uplink.identity().is_none() {
+///     let mut pairing = uplink.pair();
+///     while let Some(step) = pairing.next().await? {
+///         if let PairingStep::Code { user_code, .. } = step {
+///             println!("type {user_code} into the project's C2C Connections");
+///         }
+///     }
+/// }
+/// uplink.start().await;
+/// uplink.add(["/media/A001/A001C003.mov"]).await?; // on disk when this returns
+/// uplink.wait_idle().await?; // everything is delivered, or rests with a reason
+/// uplink.shutdown().await?;
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+pub struct Uplink {
+    engine: Arc<Engine>,
+    supervisor: Mutex<Option<Supervisor>>,
+}
+
+impl Uplink {
+    /// Begins with the defaults.
+    pub fn builder() -> UplinkBuilder {
+        UplinkBuilder {
+            state_dir: None,
+            client: None,
+            api: ClientConfig::default(),
+            ca_file: None,
+            settings: Settings::default(),
+            clock: Arc::new(SystemClock),
+            key: None,
+            seed: None,
+        }
+    }
+
+    /// Begins to work: registers, sends, and keeps the connection. Without it the queue only fills. Idempotent.
+    pub async fn start(&self) {
+        let mut supervisor = self.supervisor.lock().await;
+        if supervisor.is_none() && !self.engine.stop.is_cancelled() {
+            *supervisor = Some(Supervisor::start(self.engine.clone()));
+        }
+    }
+
+    /// Pairs this unit with a project. Poll it with [`Pairing::next`]; drop it to cancel.
+    pub fn pair(&self) -> Pairing {
+        let Engine {
+            connection,
+            client,
+            clock,
+            link,
+            ..
+        } = &*self.engine;
+        Pairing::new(
+            connection.clone(),
+            client.clone(),
+            clock.clone(),
+            link.clone(),
+        )
+    }
+
+    /// Gives the authorization back to the service and forgets it here. Queue and history stay.
+    ///
+    /// # Errors
+    ///
+    /// The service could not be told; it is forgotten here all the same.
+    pub async fn unpair(&self) -> Result<(), UplinkError> {
+        self.engine.connection.revoke().await
+    }
+
+    /// Accepts media: all of them are on disk when this returns, or none is.
+    ///
+    /// # Errors
+    ///
+    /// A file that cannot be read, is no regular file, or has a name that Frame.io cannot take.
+    pub async fn add<M>(
+        &self,
+        media: impl IntoIterator<Item = M>,
+    ) -> Result<Vec<Added>, UplinkError>
+    where
+        M: Into<AddMedia>,
+    {
+        let media: Vec<AddMedia> = media.into_iter().map(Into::into).collect();
+        let time = self.engine.time.clone();
+        let examined = tokio::task::spawn_blocking(move || {
+            media
+                .into_iter()
+                .map(|add| intake::examine(add, &time))
+                .collect::<Result<Vec<_>, _>>()
+        });
+        let examined = examined.await.map_err(|error| UplinkError::Settings {
+            words: "a fault of this program while looking at the files".into(),
+            source: Some(error.into()),
+        })??;
+        let names: Vec<String> = examined.iter().map(|media| media.name.clone()).collect();
+        crash::point("add.before");
+        let added = self.engine.queue.add(examined).await?;
+        crash::point("add.after");
+        for (added, name) in added.iter().zip(names) {
+            if added.already.is_none() {
+                self.engine.emit(Event::Added {
+                    media: added.id,
+                    name,
+                });
+            }
+        }
+        self.engine.changed();
+        Ok(added)
+    }
+
+    /// What happens from now on.
+    pub fn events(&self) -> broadcast::Receiver<Event> {
+        self.engine.events.subscribe()
+    }
+
+    /// How far everything is, now. Costs the same whatever the length of the queue; meant to be asked several times a second.
+    ///
+    /// # Errors
+    ///
+    /// The store cannot be read.
+    pub async fn progress(&self) -> Result<Progress, UplinkError> {
+        let status = self.engine.queue.status().await?;
+        let in_flight = self.engine.board.in_flight();
+        let mut sum = 0;
+        let mut active = Vec::with_capacity(in_flight.len());
+        for (id, flight) in in_flight {
+            let Some(media) = self.engine.queue.media(id).await? else {
+                continue;
+            };
+            let acknowledged = flight
+                .acknowledged
+                .min(media.facts.size.saturating_sub(media.bytes_sent));
+            sum += acknowledged;
+            active.push(ActiveMedia {
+                media: id,
+                name: media.name,
+                size: media.facts.size,
+                acknowledged: media.bytes_sent + acknowledged,
+                chunks_sent: media.chunks_sent,
+                chunk_count: media.chunk_count,
+                sending: flight.chunks,
+            });
+        }
+        let now = Duration::from_millis(self.engine.clock.boot().0.max(0) as u64);
+        Ok(Progress::new(status, active, sum, &self.engine.board, now))
+    }
+
+    /// Waits until every media is delivered or rests with a reason.
+    ///
+    /// A unit that is not paired, a link that is down or a paused channel are waits, not rests: this goes on waiting.
+    ///
+    /// # Errors
+    ///
+    /// The store cannot be read, or the uplink is shutting down.
+    pub async fn wait_idle(&self) -> Result<QueueStatus, UplinkError> {
+        loop {
+            let mut settled = pin!(self.engine.settled.notified());
+            settled.as_mut().enable();
+            let status = self.engine.queue.status().await?;
+            if status.active() == 0 && (status.held == 0 || !self.waits_by_itself().await?) {
+                return Ok(status);
+            }
+            tokio::select! {
+                _ = settled => {}
+                _ = self.engine.stop.cancelled() => return Err(UplinkError::ShuttingDown),
+            }
+        }
+    }
+
+    /// Whether a held media goes on by itself in a moment.
+    async fn waits_by_itself(&self) -> Result<bool, UplinkError> {
+        let unfinished = vec![MediaState::Queued, MediaState::Transferring];
+        let mut after = None;
+        loop {
+            let page = self
+                .engine
+                .queue
+                .list(Some(unfinished.clone()), after, 500)
+                .await?;
+            let Some(last) = page.last() else {
+                return Ok(false);
+            };
+            after = Some(last.id);
+            if page
+                .iter()
+                .any(|media| matches!(media.hold, Some(Hold::FileChanging | Hold::ChannelPaused)))
+            {
+                return Ok(true);
+            }
+        }
+    }
+
+    /// Waits until every receipt so far has its whole-file digest.
+    ///
+    /// # Errors
+    ///
+    /// The store cannot be read, or the uplink is shutting down.
+    pub async fn wait_sealed(&self) -> Result<(), UplinkError> {
+        loop {
+            let mut settled = pin!(self.engine.settled.notified());
+            settled.as_mut().enable();
+            if self.engine.queue.unsealed_receipts(1).await?.is_empty() {
+                return Ok(());
+            }
+            tokio::select! {
+                _ = settled => {}
+                _ = self.engine.stop.cancelled() => return Err(UplinkError::ShuttingDown),
+            }
+        }
+    }
+
+    /// The receipt of a delivered media.
+    ///
+    /// # Errors
+    ///
+    /// The store cannot be read.
+    pub async fn receipt(&self, media: c2c_queue::MediaId) -> Result<Option<Receipt>, UplinkError> {
+        Ok(self.engine.queue.receipt(media).await?)
+    }
+
+    /// Who this unit is, as far as it was ever told.
+    pub fn identity(&self) -> Option<Identity> {
+        self.engine.connection.identity()
+    }
+
+    /// Whether this unit may talk to its project.
+    pub fn standing(&self) -> Standing {
+        self.engine.connection.standing()
+    }
+
+    /// Whether the service can be reached.
+    pub fn link(&self) -> LinkState {
+        self.engine.link.state()
+    }
+
+    /// How far this unit's wall clock is ahead of the service's, in milliseconds, once that is known.
+    pub fn clock_error_ms(&self) -> Option<i64> {
+        self.engine.time.wall_error_ms()
+    }
+
+    /// The durable queue itself: lists, histories, receipts and everything a person may do by hand.
+    ///
+    /// After an operation by hand call [`Uplink::nudge`], so that waiting workers look again.
+    pub fn queue(&self) -> &Arc<dyn Queue> {
+        &self.engine.queue
+    }
+
+    /// Makes waiting workers look at the queue again.
+    pub fn nudge(&self) {
+        self.engine.changed();
+    }
+
+    /// Stops working and closes the queue. What is on the wire is given back; nothing is lost.
+    ///
+    /// # Errors
+    ///
+    /// The store cannot be closed cleanly. The next start puts it right.
+    pub async fn shutdown(&self) -> Result<(), UplinkError> {
+        self.engine.stop.cancel();
+        if let Some(supervisor) = self.supervisor.lock().await.take() {
+            supervisor.stop().await;
+        }
+        crash::point("shutdown");
+        Ok(self.engine.queue.close().await?)
+    }
+}
+
+impl Drop for Uplink {
+    fn drop(&mut self) {
+        self.engine.stop.cancel();
+    }
+}
+
+impl UplinkBuilder {
+    /// Where the queue and the key live; created if missing, readable by the owner only. Required.
+    pub fn state_dir(mut self, dir: impl Into<PathBuf>) -> UplinkBuilder {
+        self.state_dir = Some(dir.into());
+        self
+    }
+
+    /// Who this unit is. Required.
+    pub fn client(mut self, client: ClientSettings) -> UplinkBuilder {
+        self.client = Some(client);
+        self
+    }
+
+    /// The version of the embedding product, a semantic version such as `2.16.4`. The service picks the device model by it.
+    pub fn client_version(mut self, version: impl Into<String>) -> UplinkBuilder {
+        self.api.client_version = version.into();
+        self
+    }
+
+    /// The service; `https://api.frame.io` by default.
+    pub fn api_url(mut self, url: impl Into<String>) -> UplinkBuilder {
+        self.api.api_url = url.into();
+        self
+    }
+
+    /// A PEM file with CA certificates to trust beside those of the operating system.
+    pub fn ca_file(mut self, file: impl Into<PathBuf>) -> UplinkBuilder {
+        self.ca_file = Some(file.into());
+        self
+    }
+
+    /// Addresses for hosts, like `--resolve` of curl: for services in the house.
+    pub fn resolve(mut self, overrides: Vec<ResolveOverride>) -> UplinkBuilder {
+        self.api.resolve = overrides;
+        self
+    }
+
+    /// How many chunks are sent at once.
+    pub fn transfers(mut self, transfers: Transfers) -> UplinkBuilder {
+        self.settings.transfers = transfers;
+        self
+    }
+
+    /// Which day's folder media appear in. [`OrganiseBy::UploadDate`] gives up the protection by pauses.
+    pub fn organise_by(mut self, organise_by: OrganiseBy) -> UplinkBuilder {
+        self.settings.organise_by = organise_by;
+        self
+    }
+
+    /// What counts as a restart of the system where the platform has no boot id.
+    pub fn restart_signal(mut self, restart: RestartSignal) -> UplinkBuilder {
+        self.settings.restart = restart;
+        self
+    }
+
+    /// A worker that is silent for longer loses its work to another; 30 minutes by default.
+    pub fn lease(mut self, lease: Duration) -> UplinkBuilder {
+        self.settings.lease = lease;
+        self
+    }
+
+    /// A transfer of which the peer accepts no byte for this long is tried again on a new connection; 60 seconds by default.
+    pub fn stall(mut self, stall: Duration) -> UplinkBuilder {
+        self.settings.stall = stall;
+        self
+    }
+
+    /// The longest that one attempt at a chunk may take; 30 minutes by default. A chunk too large for that on a slow but steady
+    /// line gets the time that its bytes need at 25 kbit/s.
+    pub fn attempt_limit(mut self, limit: Duration) -> UplinkBuilder {
+        self.settings.attempt_limit = limit;
+        self
+    }
+
+    /// How long the media of a removed volume wait for it; 72 hours by default.
+    pub fn volume_patience(mut self, patience: Duration) -> UplinkBuilder {
+        self.settings.volume_patience = patience;
+        self
+    }
+
+    /// Registrations per second at most; five by default, as the service documents. `None` for no limit but the server's.
+    pub fn creates_per_second(mut self, rate: Option<f64>) -> UplinkBuilder {
+        self.settings.creates_per_second = rate;
+        self
+    }
+
+    /// Compares the MD5 of each chunk with the server's ETag; on by default.
+    pub fn verify(mut self, verify: bool) -> UplinkBuilder {
+        self.settings.verify = verify;
+        self
+    }
+
+    /// Accepts plain HTTP upload URLs, and a plain HTTP service, on loopback only. For test benches.
+    pub fn allow_plain_loopback(mut self, allow: bool) -> UplinkBuilder {
+        self.settings.allow_plain_loopback = allow;
+        self.api.allow_plain_loopback = allow;
+        self
+    }
+
+    /// The clock; the system's by default.
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> UplinkBuilder {
+        self.clock = clock;
+        self
+    }
+
+    /// The key that secrets are stored under, if the embedder keeps it; otherwise a key file in the state directory.
+    pub fn key(mut self, key: Vault) -> UplinkBuilder {
+        self.key = Some(key);
+        self
+    }
+
+    /// Makes the jitter of waits repeatable, for tests.
+    pub fn seed(mut self, seed: u64) -> UplinkBuilder {
+        self.seed = Some(seed);
+        self
+    }
+
+    /// Opens the queue and takes up what an earlier run left. Nothing is sent before [`Uplink::start`].
+    ///
+    /// # Errors
+    ///
+    /// Settings that make no sense; a queue that is in use, newer than this program, or damaged.
+    pub async fn open(self) -> Result<Uplink, UplinkError> {
+        let UplinkBuilder {
+            state_dir,
+            client,
+            mut api,
+            ca_file,
+            settings,
+            clock,
+            key,
+            seed,
+        } = self;
+        let state_dir = state_dir.ok_or_else(|| missing("a state directory"))?;
+        let ClientSettings { id, secret } =
+            client.ok_or_else(|| missing("a client id and secret"))?;
+        if let Some(id) = &id {
+            check_client_id(id)?;
+        }
+        if let Some(file) = ca_file {
+            let certificates =
+                load_ca_file(&file).map_err(|error| unusable(error.to_string(), error))?;
+            api.trust = Trust::SystemAnd(certificates);
+        }
+        c2c_protocol::install_crypto_provider();
+        let client = Client::new(api).map_err(|error| unusable(error.to_string(), error))?;
+        let process = format!("{}-{}", std::process::id(), uuid_like());
+        let store_clock = clock.clone();
+        let (queue_process, key_path) = (process.clone(), state_dir.join("key"));
+        let opened = tokio::task::spawn_blocking(move || {
+            let vault = match key {
+                Some(vault) => vault,
+                None => Vault::key_file(&key_path)?,
+            };
+            SqliteQueue::open(SqliteOptions {
+                path: state_dir.join("queue.db"),
+                clock: store_clock,
+                vault,
+                process: queue_process,
+                command: command_line(),
+            })
+        });
+        let opened = opened
+            .await
+            .map_err(|error| unusable("a fault of this program".into(), error))??;
+        let queue: Arc<dyn Queue> = Arc::new(opened);
+        let recovered = queue.recover_dead(&process).await?;
+        if !recovered.is_empty() {
+            tracing::info!(
+                items = recovered.len(),
+                "taken over from an earlier run that ended without saying so"
+            );
+        }
+        let boot = match (clock.boot_id(), settings.restart) {
+            (Some(boot), _) => Some(boot.0),
+            (None, RestartSignal::ProcessStart) => Some(process.clone()),
+            (None, RestartSignal::BootId) => None,
+        };
+        if let Some(boot) = boot {
+            let granted = queue.grant_restart_tries(&boot).await?;
+            if !granted.is_empty() {
+                tracing::info!(
+                    media = granted.len(),
+                    "one more try after the restart of the system"
+                );
+            }
+        }
+        let client_id = match id {
+            Some(id) => id,
+            None => queue.client_id(uuid::Uuid::new_v4().to_string()).await?,
+        };
+        let (events, _) = broadcast::channel(1024);
+        let stop = CancellationToken::new();
+        let time = Arc::new(TimeKeeper::new(clock.clone(), queue.clone()));
+        let link = Arc::new(Link::new(client.clone(), clock.clone(), events.clone()));
+        let airgate = Arc::new(Airgate::new(stop.clone()));
+        let connection = Connection::open(
+            queue.clone(),
+            client.clone(),
+            Credentials {
+                client_id,
+                client_secret: secret,
+            },
+            time.clone(),
+            link.clone(),
+            airgate.clone(),
+            events.clone(),
+        );
+        let connection = Arc::new(connection.await?);
+        let seed = seed.unwrap_or_else(|| fastrand::u64(..));
+        let engine = Engine {
+            settings,
+            queue,
+            client,
+            clock,
+            time,
+            link,
+            connection,
+            airgate,
+            board: Arc::default(),
+            events,
+            wake: Notify::new(),
+            settled: Notify::new(),
+            stop,
+            process,
+            account_limit: AtomicBool::new(false),
+            jitter: std::sync::Mutex::new(fastrand::Rng::with_seed(seed)),
+        };
+        Ok(Uplink {
+            engine: Arc::new(engine),
+            supervisor: Mutex::default(),
+        })
+    }
+}
+
+fn missing(what: &str) -> UplinkError {
+    UplinkError::Settings {
+        words: format!("{what} must be given"),
+        source: None,
+    }
+}
+
+fn unusable(
+    words: String,
+    source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> UplinkError {
+    UplinkError::Settings {
+        words,
+        source: Some(source.into()),
+    }
+}
+
+/// The service forbids personal data and, to software, MAC addresses as the id of a unit.
+fn check_client_id(id: &str) -> Result<(), UplinkError> {
+    let words = if id.is_empty() || id.len() > 255 || id.chars().any(char::is_control) {
+        "the client id must have 1 to 255 printable characters"
+    } else if id.contains('@') {
+        "the client id looks like an e-mail address, which the service forbids; use a serial number or a UUID"
+    } else if looks_like_mac(id) {
+        "the client id looks like a MAC address, which the service forbids; use a serial number or a UUID"
+    } else {
+        return Ok(());
+    };
+    Err(UplinkError::Settings {
+        words: words.into(),
+        source: None,
+    })
+}
+
+fn looks_like_mac(id: &str) -> bool {
+    let groups = |separator: char, count: usize, width: usize| {
+        let parts: Vec<&str> = id.split(separator).collect();
+        parts.len() == count
+            && parts.iter().all(|part| {
+                part.len() == width && part.bytes().all(|byte| byte.is_ascii_hexdigit())
+            })
+    };
+    groups(':', 6, 2) || groups('-', 6, 2) || groups('.', 3, 4)
+}
+
+/// Tells two runs with the same process id apart.
+fn uuid_like() -> String {
+    format!("{:016x}", fastrand::u64(..))
+}
+
+fn command_line() -> String {
+    std::env::args_os()
+        .next()
+        .map(|arg| arg.to_string_lossy().into_owned())
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn client_ids_that_the_service_forbids_are_refused() {
+        for id in [
+            "a@example.com",
+            "00:1B:44:11:3A:B7",
+            "00-1b-44-11-3a-b7",
+            "001b.4411.3ab7",
+            "",
+            "a\nb",
+        ] {
+            assert!(check_client_id(id).is_err(), "{id:?}");
+        }
+        for id in [
+            "CAM-000123",
+            "5b0f3e0c-7a55-4f0e-8a9b-0d8a4f7f1c11",
+            "FUJIFILM-X100VI-4CA00368",
+        ] {
+            assert!(check_client_id(id).is_ok(), "{id:?}");
+        }
+    }
+}

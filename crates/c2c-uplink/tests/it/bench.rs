@@ -1,0 +1,202 @@
+//! A simulator, a state directory, some files, and an uplink that is paired.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use c2c_simulator::{Delivered, Simulator};
+use c2c_uplink::queue::{Media, MediaId, MediaState, QueueStatus};
+use c2c_uplink::{ClientSettings, PairingStep, Transfers, Uplink, UplinkBuilder};
+use sha2::{Digest, Sha256};
+
+/// Everything but the uplink.
+pub struct Bench {
+    pub sim: Simulator,
+    pub dir: tempfile::TempDir,
+}
+
+/// The longest that anything here may take on a slow machine.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+impl Bench {
+    pub async fn start() -> Bench {
+        Bench::with(Simulator::builder().poll_interval(Duration::from_millis(100))).await
+    }
+
+    pub async fn with(builder: c2c_simulator::Builder) -> Bench {
+        let _ = tracing_subscriber_once();
+        Bench {
+            sim: builder.start().await.unwrap(),
+            dir: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    pub fn state(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    pub fn uplink(&self) -> UplinkBuilder {
+        Uplink::builder()
+            .state_dir(self.state())
+            .client(ClientSettings {
+                id: Some("UNIT-1".into()),
+                secret: self.sim.client_secret().into(),
+            })
+            .client_version("1.2.3")
+            .api_url(self.sim.api_url())
+            .ca_file(self.sim.ca_file())
+            .transfers(Transfers::Fixed(4))
+            .creates_per_second(None)
+            .seed(7)
+    }
+
+    /// An uplink that is open, paired and at work.
+    pub async fn working(&self) -> Uplink {
+        self.working_as(self.uplink()).await
+    }
+
+    pub async fn working_as(&self, builder: UplinkBuilder) -> Uplink {
+        let uplink = builder.open().await.unwrap();
+        self.pair(&uplink).await;
+        uplink.start().await;
+        uplink
+    }
+
+    pub async fn pair(&self, uplink: &Uplink) {
+        let mut pairing = uplink.pair();
+        let paired = async {
+            while let Some(step) = pairing.next().await.unwrap() {
+                if let PairingStep::Code { user_code, .. } = step {
+                    self.sim.admin().approve(&user_code, None, None).unwrap();
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, paired)
+            .await
+            .expect("paired in time");
+    }
+
+    /// A file of `size` bytes that no other seed gives.
+    pub fn file(&self, name: &str, size: u64, seed: u64) -> PathBuf {
+        let path = self.dir.path().join(name);
+        std::fs::write(&path, bytes(size, seed)).unwrap();
+        let old = std::time::SystemTime::now() - Duration::from_secs(60);
+        std::fs::File::options()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_modified(old)
+            .unwrap();
+        path
+    }
+
+    /// The one delivery of this name.
+    pub fn delivered(&self, name: &str) -> Delivered {
+        let mut found: Vec<Delivered> = self
+            .sim
+            .admin()
+            .delivered()
+            .into_iter()
+            .filter(|d| d.name == name)
+            .collect();
+        assert_eq!(found.len(), 1, "deliveries of {name}");
+        found.remove(0)
+    }
+
+    /// The bytes that arrived under this name are those of the file.
+    pub fn assert_delivered(&self, name: &str, file: &Path) {
+        let delivered = self.delivered(name);
+        assert_eq!(delivered.sha256, sha256(file), "{name}");
+        assert_eq!(sha256(&delivered.path), sha256(file), "{name} on disk");
+    }
+
+    /// No request broke a rule of the service.
+    pub fn assert_no_violations(&self) {
+        for request in self.sim.admin().requests() {
+            assert!(request.violations.is_empty(), "{request:?}");
+        }
+    }
+
+    /// How many PUTs of each part (from 1) of an asset were answered with 200.
+    pub fn puts(&self, asset_id: &str) -> std::collections::BTreeMap<u32, usize> {
+        let mut puts = std::collections::BTreeMap::new();
+        for request in self.sim.admin().requests() {
+            if request.method == "PUT"
+                && request.asset_id.as_deref() == Some(asset_id)
+                && request.status == Some(200)
+            {
+                *puts.entry(request.part.unwrap()).or_default() += 1;
+            }
+        }
+        puts
+    }
+}
+
+pub async fn idle(uplink: &Uplink) -> QueueStatus {
+    tokio::time::timeout(PATIENCE, uplink.wait_idle())
+        .await
+        .expect("idle in time")
+        .unwrap()
+}
+
+pub async fn media(uplink: &Uplink, id: MediaId) -> Media {
+    uplink
+        .queue()
+        .media(id)
+        .await
+        .unwrap()
+        .expect("the media exists")
+}
+
+/// Waits until the media is in this state.
+pub async fn reaches(uplink: &Uplink, id: MediaId, state: MediaState) -> Media {
+    let mut events = uplink.events();
+    let reached = async {
+        loop {
+            let now = media(uplink, id).await;
+            if now.state == state {
+                return now;
+            }
+            let _ = tokio::time::timeout(Duration::from_millis(200), events.recv()).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, reached)
+        .await
+        .unwrap_or_else(|_| panic!("media {id} never became {state}"))
+}
+
+pub fn bytes(size: u64, seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut out = Vec::with_capacity(size as usize + 8);
+    while out.len() < size as usize {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        out.extend_from_slice(&state.to_le_bytes());
+    }
+    out.truncate(size as usize);
+    out
+}
+
+pub fn sha256(path: &Path) -> String {
+    let mut file = std::fs::File::open(path).unwrap();
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        let read = std::io::Read::read(&mut file, &mut buffer).unwrap();
+        if read == 0 {
+            return hex::encode(hasher.finalize());
+        }
+        hasher.update(&buffer[..read]);
+    }
+}
+
+/// Logs of a failed test, with `C2C_LOG` set.
+fn tracing_subscriber_once() -> Option<()> {
+    let filter = std::env::var("C2C_LOG").ok()?;
+    let filter = tracing_subscriber::EnvFilter::new(filter);
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_test_writer()
+        .try_init()
+        .ok()
+}

@@ -1,0 +1,151 @@
+//! Tokens that run out or are taken away in the middle of the work.
+
+use std::time::Duration;
+
+use c2c_simulator::{BodyKind, Effect, EndpointName, Fault, Simulator, Target};
+use c2c_uplink::Standing;
+use c2c_uplink::queue::MediaState;
+
+use crate::bench::{Bench, PATIENCE, idle, media, reaches};
+
+/// 401 in the middle: one refresh, and everything goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_token_is_refreshed_once_for_all() {
+    let bench = Bench::start().await;
+    let uplink = bench.working().await;
+    let files: Vec<_> = (0..6)
+        .map(|n| bench.file(&format!("{n}.mov"), 100_000, n + 1))
+        .collect();
+    uplink.add(&files[..3]).await.unwrap();
+    idle(&uplink).await;
+    bench.sim.admin().expire_access_tokens();
+    uplink.add(&files[3..]).await.unwrap();
+    idle(&uplink).await;
+    for (n, file) in files.iter().enumerate() {
+        bench.assert_delivered(&format!("{n}.mov"), file);
+    }
+    let refreshes = bench
+        .sim
+        .admin()
+        .requests()
+        .iter()
+        .filter(|request| request.endpoint == EndpointName::Refresh)
+        .count();
+    assert_eq!(refreshes, 1);
+    uplink.shutdown().await.unwrap();
+}
+
+/// The authorization is gone: the queue waits, the person is told, and after pairing with the same project it goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_authorization_keeps_the_queue() {
+    let bench = Bench::start().await;
+    let uplink = bench.working().await;
+    bench.sim.admin().revoke_all();
+    let file = bench.file("clip.mov", 100_000, 1);
+    let id = uplink.add([&file]).await.unwrap()[0].id;
+    let lost = async {
+        while !matches!(uplink.standing(), Standing::PairAgain { .. }) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, lost).await.unwrap();
+    assert_eq!(media(&uplink, id).await.tries, 0);
+    bench.pair(&uplink).await;
+    idle(&uplink).await;
+    reaches(&uplink, id, MediaState::Delivered).await;
+    uplink.shutdown().await.unwrap();
+}
+
+/// Another project: what was queued for the first never reaches the second.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_project_empties_the_queue_before_anything_is_sent() {
+    let bench = Bench::with(Simulator::builder().poll_interval(Duration::from_millis(100))).await;
+    let uplink = bench.uplink().open().await.unwrap();
+    bench.pair(&uplink).await;
+    let queued: Vec<_> = (0..5)
+        .map(|n| bench.file(&format!("secret-{n}.mov"), 10_000, n + 1))
+        .collect();
+    uplink.add(&queued).await.unwrap();
+    let other = bench.sim.admin().add_project("Show B");
+    let mut pairing = uplink.pair();
+    while let Some(step) = pairing.next().await.unwrap() {
+        if let c2c_uplink::PairingStep::Code { user_code, .. } = step {
+            bench
+                .sim
+                .admin()
+                .approve(&user_code, Some(&other), None)
+                .unwrap();
+        }
+    }
+    assert_eq!(uplink.identity().unwrap().project_id, other);
+    assert_eq!(uplink.queue().status().await.unwrap().active(), 0);
+    uplink.start().await;
+    let file = bench.file("clip.mov", 10_000, 9);
+    uplink.add([&file]).await.unwrap();
+    idle(&uplink).await;
+    let delivered = bench.sim.admin().delivered();
+    assert_eq!(
+        delivered
+            .iter()
+            .map(|d| d.name.as_str())
+            .collect::<Vec<_>>(),
+        ["clip.mov"]
+    );
+    assert_eq!(delivered[0].project_id, other);
+    uplink.shutdown().await.unwrap();
+}
+
+/// A refresh whose answer is lost: the token is spent, its successor unknown. Only a person can help, and is asked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_answer_of_a_refresh_leads_to_pairing_again() {
+    let bench = Bench::start().await;
+    let uplink = bench.working().await;
+    bench.sim.admin().add_fault(Fault {
+        on: Target {
+            endpoint: EndpointName::Refresh,
+            part: None,
+            asset_name: None,
+        },
+        effect: Effect::CutBeforeAnswer,
+        times: Some(1),
+        after: 0,
+        probability: None,
+    });
+    bench.sim.admin().expire_access_tokens();
+    let id = uplink.add([bench.file("clip.mov", 1000, 1)]).await.unwrap()[0].id;
+    let lost = async {
+        while !matches!(uplink.standing(), Standing::PairAgain { .. }) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, lost).await.unwrap();
+    bench.pair(&uplink).await;
+    reaches(&uplink, id, MediaState::Delivered).await;
+    uplink.shutdown().await.unwrap();
+}
+
+/// A refresh that the service cannot answer right now spends nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refresh_survives_trouble_of_the_service() {
+    let bench = Bench::start().await;
+    let uplink = bench.working().await;
+    bench.sim.admin().add_fault(Fault {
+        on: Target {
+            endpoint: EndpointName::Refresh,
+            part: None,
+            asset_name: None,
+        },
+        effect: Effect::Status {
+            status: 503,
+            body: BodyKind::Html,
+            headers: Vec::new(),
+        },
+        times: Some(2),
+        after: 0,
+        probability: None,
+    });
+    bench.sim.admin().expire_access_tokens();
+    let id = uplink.add([bench.file("clip.mov", 1000, 1)]).await.unwrap()[0].id;
+    reaches(&uplink, id, MediaState::Delivered).await;
+    uplink.shutdown().await.unwrap();
+}
