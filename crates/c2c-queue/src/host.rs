@@ -1,0 +1,170 @@
+//! Everything that differs between operating systems, in one place.
+//!
+//! Linux is the reference. Elsewhere the plain fallbacks keep every promise of the queue; only the
+//! boot id is missing, so that no capture is ever compared across an unseen restart.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Milliseconds since the system started, time asleep included where the platform counts it.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub(crate) fn boot_ms() -> i64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    time.tv_sec * 1000 + time.tv_nsec / 1_000_000
+}
+
+/// Milliseconds since the system started; on Apple systems this clock runs on during sleep.
+#[cfg(all(unix, not(any(target_os = "linux", target_os = "android"))))]
+pub(crate) fn boot_ms() -> i64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    i64::from(time.tv_sec) * 1000 + i64::from(time.tv_nsec) / 1_000_000
+}
+
+/// Milliseconds since this program first asked: good for measuring, and never compared across runs
+/// because there is no boot id to go with it.
+#[cfg(not(unix))]
+pub(crate) fn boot_ms() -> i64 {
+    static START: std::sync::OnceLock<std::time::Instant> = std::sync::OnceLock::new();
+    let elapsed = START.get_or_init(std::time::Instant::now).elapsed();
+    i64::try_from(elapsed.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// The name of the current run of the operating system.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub(crate) fn boot_id() -> Option<String> {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let id = id.trim();
+    (!id.is_empty()).then(|| id.to_owned())
+}
+
+/// This platform does not tell.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub(crate) fn boot_id() -> Option<String> {
+    None
+}
+
+/// The bytes of a path that is not Unicode.
+#[cfg(unix)]
+pub(crate) fn path_bytes(path: &Path) -> Vec<u8> {
+    use std::os::unix::ffi::OsStrExt;
+    path.as_os_str().as_bytes().to_vec()
+}
+
+/// The path whose bytes these are.
+#[cfg(unix)]
+pub(crate) fn path_from_bytes(bytes: &[u8]) -> PathBuf {
+    use std::os::unix::ffi::OsStrExt;
+    PathBuf::from(std::ffi::OsStr::from_bytes(bytes))
+}
+
+/// The UTF-16 units of a path that is not Unicode, little-endian.
+#[cfg(windows)]
+pub(crate) fn path_bytes(path: &Path) -> Vec<u8> {
+    use std::os::windows::ffi::OsStrExt;
+    path.as_os_str()
+        .encode_wide()
+        .flat_map(u16::to_le_bytes)
+        .collect()
+}
+
+/// The path whose UTF-16 units these are.
+#[cfg(windows)]
+pub(crate) fn path_from_bytes(bytes: &[u8]) -> PathBuf {
+    use std::os::windows::ffi::OsStringExt;
+    let units: Vec<u16> = bytes
+        .chunks_exact(2)
+        .map(|pair| u16::from_le_bytes([pair[0], pair[1]]))
+        .collect();
+    PathBuf::from(std::ffi::OsString::from_wide(&units))
+}
+
+/// Options that create a file for its owner alone, where the platform has such modes.
+pub(crate) fn private() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+        options.mode(0o600);
+    }
+    options
+}
+
+/// Makes the directory, and those above it, for their owner alone. One that exists stays as it is:
+/// it may serve other purposes too.
+pub(crate) fn create_private_dir(dir: &Path) -> io::Result<()> {
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::DirBuilderExt;
+        builder.mode(0o700);
+    }
+    builder.create(dir)
+}
+
+/// Takes a file away from everybody but its owner.
+#[cfg(unix)]
+pub(crate) fn make_private(file: &File) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    if file.metadata()?.permissions().mode() & 0o177 == 0 {
+        return Ok(());
+    }
+    file.set_permissions(std::fs::Permissions::from_mode(0o600))
+}
+
+/// The access rights of the directory decide here.
+#[cfg(not(unix))]
+pub(crate) fn make_private(_file: &File) -> io::Result<()> {
+    Ok(())
+}
+
+/// Whether anybody but the owner may read or change the file.
+#[cfg(unix)]
+pub(crate) fn open_to_others(file: &File) -> io::Result<bool> {
+    use std::os::unix::fs::PermissionsExt;
+    Ok(file.metadata()?.permissions().mode() & 0o077 != 0)
+}
+
+/// The access rights of the directory decide here.
+#[cfg(not(unix))]
+pub(crate) fn open_to_others(_file: &File) -> io::Result<bool> {
+    Ok(false)
+}
+
+/// Makes new names in the directory survive a power cut.
+#[cfg(unix)]
+pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// A directory cannot be opened for this here; the file system journals names by itself.
+#[cfg(not(unix))]
+pub(crate) fn sync_dir(_dir: &Path) -> io::Result<()> {
+    Ok(())
+}
+
+/// The directory that holds `path`.
+pub(crate) fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Writes a path for JSON: what is not Unicode in it is shown as `U+FFFD`.
+pub(crate) mod lossy_path {
+    use std::path::{Path, PathBuf};
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(crate) fn serialize<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&path.display())
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<PathBuf, D::Error> {
+        PathBuf::deserialize(deserializer)
+    }
+}

@@ -1,0 +1,375 @@
+//! What only this store promises, and what can only be seen from inside.
+
+use super::*;
+use crate::clock::{Capture, CaptureSource, ManualClock, WallTime};
+use secrecy::{SecretBox, SecretString};
+
+fn vault() -> Vault {
+    Vault::from_key(SecretBox::new(Box::new([7; 32])))
+}
+
+fn open(dir: &std::path::Path) -> SqliteQueue {
+    let clock = ManualClock::new(WallTime(1_800_000_000_000));
+    let options = SqliteOptions {
+        path: dir.join("queue.db"),
+        clock: Arc::new(clock),
+        vault: vault(),
+        process: "run-1".to_owned(),
+        command: "test".to_owned(),
+    };
+    SqliteQueue::open(options).unwrap()
+}
+
+fn clip(name: &str, size: u64) -> NewMedia {
+    NewMedia {
+        path: PathBuf::from(format!("/card/{name}")),
+        name: name.to_owned(),
+        facts: FileFacts {
+            size,
+            mtime_ns: 5,
+            file_id: None,
+        },
+        volume: None,
+        filetype: "video/mp4".to_owned(),
+        capture: Capture {
+            wall: WallTime(0),
+            boot_id: None,
+            boot: None,
+            source: CaptureSource::Given,
+        },
+        channel: 0,
+        priority: 0,
+        parts: None,
+        auto_version_id: None,
+        hold: None,
+        again: false,
+    }
+}
+
+#[tokio::test]
+async fn the_schema_holds_the_same_life_cycle() {
+    let dir = tempfile::tempdir().unwrap();
+    let queue = open(dir.path());
+    let moves =
+        queue
+            .write("read", |tx| {
+                let mut statement = tx
+                    .db
+                    .prepare("SELECT from_state, to_state FROM media_move")?;
+                let moves = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+                Ok(moves
+                    .collect::<rusqlite::Result<std::collections::BTreeSet<(String, String)>>>()?)
+            })
+            .await
+            .unwrap();
+    let expected = MediaState::ALL
+        .into_iter()
+        .flat_map(|from| MediaState::ALL.into_iter().map(move |to| (from, to)))
+        .filter(|(from, to)| from.may_become(*to))
+        .map(|(from, to)| (from.as_str().to_owned(), to.as_str().to_owned()))
+        .collect();
+    assert_eq!(moves, expected);
+}
+
+#[tokio::test]
+async fn the_schema_refuses_what_the_code_must_not_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let queue = open(dir.path());
+    let id = queue.add(vec![clip("a", 10)]).await.unwrap()[0].id;
+    for (sql, words) in [
+        (
+            "UPDATE media SET state = 'delivered', rested_at = 0, due = NULL, wake_at = NULL",
+            "illegal move",
+        ),
+        (
+            "UPDATE media SET state = 'registering', due = NULL, wake_at = NULL",
+            "CHECK",
+        ),
+        (
+            "UPDATE media SET hold = 'by_hand', held_at = 0, held_since = 0",
+            "CHECK",
+        ),
+        ("UPDATE media SET chunk_count = 1", "CHECK"),
+        (
+            "INSERT INTO chunk (media_id, number, start, length, url) VALUES (999, 0, 0, 1, x'00')",
+            "FOREIGN KEY",
+        ),
+        (
+            "INSERT INTO chunk (media_id, number, start, length) VALUES (1, 0, 0, 1)",
+            "CHECK",
+        ),
+    ] {
+        let error = queue
+            .write("break a rule", move |tx| Ok(tx.db.execute(sql, [])?))
+            .await
+            .unwrap_err();
+        assert!(error.to_string().contains(words), "{sql}: {error}");
+    }
+    assert_eq!(
+        queue.media(id).await.unwrap().unwrap().state,
+        MediaState::Queued
+    );
+}
+
+#[tokio::test]
+async fn a_panic_and_an_error_undo_only_themselves() {
+    let dir = tempfile::tempdir().unwrap();
+    let queue = open(dir.path());
+    // The first operation keeps the writer busy until the others wait behind it, so that they share its group.
+    let (go, gate) = std::sync::mpsc::channel::<()>();
+    let first = queue.service.write("wait", move |tx| {
+        gate.recv().unwrap();
+        rows::change(tx, "UPDATE store SET client_id = 'first'", &[])
+    });
+    let before = queue
+        .service
+        .write("add media", |tx| intake::add(tx, vec![clip("before", 1)]));
+    let panics = queue.service.write::<(), _>("explode", |tx| {
+        intake::add(tx, vec![clip("never", 1)])?;
+        panic!("on purpose");
+    });
+    let fails = queue.service.write::<(), _>("fail", |tx| {
+        intake::add(tx, vec![clip("never", 1)])?;
+        Err(QueueError::Invalid("no".to_owned()).into())
+    });
+    let after = queue
+        .service
+        .write("add media", |tx| intake::add(tx, vec![clip("after", 1)]));
+    go.send(()).unwrap();
+    first.unwrap().await.unwrap().unwrap();
+    before.unwrap().await.unwrap().unwrap();
+    after.unwrap().await.unwrap().unwrap();
+    let error = panics.unwrap().await.unwrap().unwrap_err();
+    assert!(
+        matches!(&error, QueueError::Defect(words) if words.contains("on purpose")),
+        "{error}"
+    );
+    assert!(matches!(
+        fails.unwrap().await.unwrap(),
+        Err(QueueError::Invalid(_))
+    ));
+    let names: Vec<_> = queue
+        .list(None, None, 10)
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|media| media.name)
+        .collect();
+    assert_eq!(names, ["before", "after"]);
+    assert_eq!(queue.client_id("other".to_owned()).await.unwrap(), "first");
+}
+
+#[tokio::test]
+async fn a_group_whose_commit_fails_changes_nothing_and_tells_everybody() {
+    let dir = tempfile::tempdir().unwrap();
+    let queue = open(dir.path());
+    let (go, gate) = std::sync::mpsc::channel::<()>();
+    let first = queue.service.write("wait", move |tx| {
+        gate.recv().unwrap();
+        // A foreign key that is checked only at the commit makes the commit itself fail.
+        tx.db.execute_batch("PRAGMA defer_foreign_keys = ON")?;
+        rows::change(
+            tx,
+            "INSERT INTO history (media_id, line, at, event) VALUES (999, 1, 0, '')",
+            &[],
+        )
+    });
+    let second = queue
+        .service
+        .write("add media", |tx| intake::add(tx, vec![clip("a", 1)]));
+    go.send(()).unwrap();
+    for error in [
+        first.unwrap().await.unwrap().unwrap_err(),
+        second.unwrap().await.unwrap().unwrap_err(),
+    ] {
+        assert!(matches!(error, QueueError::Sqlite { .. }), "{error}");
+    }
+    assert_eq!(queue.status().await.unwrap(), QueueStatus::default());
+    queue.add(vec![clip("a", 1)]).await.unwrap();
+    assert_eq!(
+        queue.status().await.unwrap().of(MediaState::Queued).media,
+        1,
+        "and the queue goes on"
+    );
+}
+
+#[tokio::test]
+async fn every_hot_statement_has_its_index() {
+    let dir = tempfile::tempdir().unwrap();
+    let queue = open(dir.path());
+    for (sql, index) in [
+        (
+            "SELECT id FROM media INDEXED BY media_to_register WHERE due = 1 AND state = 'queued' ORDER BY priority DESC, position, id LIMIT 1",
+            "media_to_register",
+        ),
+        (
+            "SELECT id FROM media INDEXED BY media_to_send WHERE due = 1 AND state = 'transferring' ORDER BY priority DESC, position, id LIMIT 1",
+            "media_to_send",
+        ),
+        (
+            "UPDATE media INDEXED BY media_waking SET due = 1 WHERE due = 0 AND state = ?1 AND wake_at <= ?2",
+            "media_waking",
+        ),
+        (
+            "SELECT min(wake_at) FROM media INDEXED BY media_waking WHERE due = 0 AND state = ?1",
+            "media_waking",
+        ),
+        (
+            "SELECT rowid FROM chunk INDEXED BY chunk_ready WHERE state = 'ready' AND not_before <= ?1 AND media_id = ?2 ORDER BY number LIMIT 1",
+            "chunk_ready",
+        ),
+        (
+            "SELECT min(not_before) FROM chunk INDEXED BY chunk_waking WHERE media_id = ?1 AND state = 'ready'",
+            "chunk_waking",
+        ),
+        (
+            "SELECT id FROM media INDEXED BY media_leased WHERE lease_token IS NOT NULL AND lease_until <= ?1 ORDER BY id",
+            "media_leased",
+        ),
+        (
+            "SELECT number FROM chunk INDEXED BY chunk_leased WHERE lease_token IS NOT NULL AND lease_until <= ?1",
+            "chunk_leased",
+        ),
+        (
+            "UPDATE chunk INDEXED BY chunk_tried SET tries = 0 WHERE media_id = ?1 AND tries > 0 AND state <> 'sent'",
+            "chunk_tried",
+        ),
+        (
+            "SELECT id FROM media INDEXED BY media_by_path WHERE path = ?1 AND size = ?2 AND state <> 'cancelled'",
+            "media_by_path",
+        ),
+        (
+            "SELECT id FROM media WHERE state = ?1 AND id > ?2 ORDER BY id LIMIT ?3",
+            "media_by_state",
+        ),
+        (
+            "SELECT id FROM media INDEXED BY media_in_line WHERE state IN ('queued', 'registering', 'transferring') ORDER BY priority DESC, position, id LIMIT ?1",
+            "media_in_line",
+        ),
+        (
+            "SELECT id FROM media WHERE hold IS NOT NULL AND hold = ?1 ORDER BY id",
+            "media_held",
+        ),
+        (
+            "SELECT body FROM receipt WHERE sealed = 0 ORDER BY id LIMIT ?1",
+            "receipt_unsealed",
+        ),
+        (
+            "SELECT id FROM history WHERE media_id IS ?1 AND line = ?2",
+            "history_by_media",
+        ),
+    ] {
+        let plan = queue
+            .read("explain", move |tx| {
+                let mut statement = tx.db.prepare(&format!("EXPLAIN QUERY PLAN {sql}"))?;
+                let steps = statement.raw_query().mapped(|row| row.get::<_, String>(3));
+                Ok(steps.collect::<rusqlite::Result<Vec<_>>>()?.join("; "))
+            })
+            .await
+            .unwrap();
+        assert!(plan.contains(index), "{sql}\n  {plan}");
+        assert!(!plan.contains("TEMP B-TREE"), "{sql}\n  {plan}");
+    }
+}
+
+#[tokio::test]
+async fn history_keeps_how_it_began_and_how_it_goes() {
+    let dir = tempfile::tempdir().unwrap();
+    let queue = open(dir.path());
+    let id = queue.add(vec![clip("a", 1)]).await.unwrap()[0].id;
+    queue
+        .write("write history", move |tx| {
+            for number in 2..=1000u32 {
+                let event = crate::history::Event::Registered {
+                    asset_id: String::new(),
+                    chunks: number,
+                    offset: None,
+                };
+                lines::write(tx, Some(id), &event)?;
+            }
+            Ok(())
+        })
+        .await
+        .unwrap();
+    let lines = queue.history(Some(id)).await.unwrap();
+    assert_eq!(lines.len(), 500);
+    let number = |line: &HistoryLine| match line.event {
+        crate::history::Event::Registered { chunks, .. } => chunks,
+        _ => 1,
+    };
+    let numbers: Vec<u32> = lines.iter().map(number).collect();
+    let expected: Vec<u32> = (1..=50).chain(551..=1000).collect();
+    assert_eq!(numbers, expected);
+    assert!(lines.windows(2).all(|pair| pair[0].id < pair[1].id));
+}
+
+#[tokio::test]
+async fn a_new_key_costs_urls_and_tokens_but_no_media() {
+    let dir = tempfile::tempdir().unwrap();
+    let queue = open(dir.path());
+    let holder = Holder {
+        process: "run-1".to_owned(),
+        worker: "w".to_owned(),
+    };
+    let lease = Duration::from_secs(60);
+    queue.add(vec![clip("a", 2)]).await.unwrap();
+    let Claim::Got(claim) = queue
+        .claim_registration(&holder, lease, None)
+        .await
+        .unwrap()
+    else {
+        panic!("no work")
+    };
+    let chunk = |start| crate::queue::NewChunk {
+        start,
+        length: 1,
+        url: SecretString::from("https://s3/x"),
+    };
+    let asset = NewAsset {
+        asset_id: "asset".to_owned(),
+        project_id: "project".to_owned(),
+        offset: None,
+        chunks: vec![chunk(0), chunk(1)],
+    };
+    queue.asset_created(&claim.lease, asset).await.unwrap();
+    let tokens = || Tokens {
+        access: SecretString::from("access"),
+        refresh: SecretString::from("refresh"),
+        expires_in_ms: 1000,
+    };
+    queue.store_tokens(tokens()).await.unwrap();
+    queue.close().await.unwrap();
+
+    let options = SqliteOptions {
+        path: dir.path().join("queue.db"),
+        clock: Arc::new(ManualClock::new(WallTime(1_800_000_000_000))),
+        vault: Vault::from_key(SecretBox::new(Box::new([8; 32]))),
+        process: "run-2".to_owned(),
+        command: "test".to_owned(),
+    };
+    let queue = SqliteQueue::open(options).unwrap();
+    assert!(matches!(
+        queue.connection().await,
+        Err(QueueError::Sealed { .. })
+    ));
+    assert!(matches!(
+        queue.claim_chunk(&holder, lease).await,
+        Err(QueueError::Sealed { .. })
+    ));
+    queue.store_tokens(tokens()).await.unwrap();
+    assert!(queue.connection().await.unwrap().tokens.is_some());
+    let media = queue.media(claim.media.id).await.unwrap().unwrap();
+    assert_eq!((media.state, media.registrations), (MediaState::Queued, 1));
+    assert!(matches!(
+        queue
+            .claim_registration(&holder, lease, None)
+            .await
+            .unwrap(),
+        Claim::Got(_)
+    ));
+    queue.store_tokens(tokens()).await.unwrap();
+    assert_eq!(
+        queue.media(media.id).await.unwrap().unwrap().state,
+        MediaState::Registering
+    );
+}

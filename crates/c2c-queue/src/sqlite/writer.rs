@@ -1,0 +1,261 @@
+//! The one thread that writes: operations in, groups out.
+//!
+//! 1. Every operation runs in a savepoint: its own error, or its own panic, undoes it alone.
+//! 2. Nobody is answered before the commit of the group is on disk; if that fails, nobody's change happened and
+//!    everybody in the group learns it.
+//! 3. Once accepted an operation happens whole, whether or not its caller still waits.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::Receiver;
+
+use rusqlite::Connection as Db;
+use tokio::sync::oneshot;
+
+use crate::error::QueueError;
+use crate::vault::Vault;
+
+use super::files::LockFile;
+use super::time::StoreTime;
+use super::{Done, Fault, Tx};
+
+/// Most operations that share a commit; bounds how long the first of them waits for the last.
+const GROUP: usize = 256;
+
+/// What the thread is told.
+pub(super) enum Message {
+    /// Do this.
+    Job(Box<dyn Job>),
+    /// Finish what came before this, and close.
+    Close(oneshot::Sender<Result<(), QueueError>>),
+}
+
+/// An operation whose result waits for the commit.
+pub(super) trait Job: Send {
+    /// Runs the operation; whether its changes are to be kept.
+    fn run(&mut self, tx: &Tx<'_>) -> bool;
+    /// Answers the caller: with the result, or with why the group came to nothing.
+    fn answer(self: Box<Self>, group: Option<&rusqlite::Error>);
+}
+
+/// The usual [`Job`].
+pub(super) struct Operation<T, F> {
+    action: &'static str,
+    work: Option<F>,
+    result: Option<Result<T, QueueError>>,
+    reply: oneshot::Sender<Result<T, QueueError>>,
+}
+
+/// An operation and the place where its result will arrive.
+pub(super) fn operation<T, F>(
+    action: &'static str,
+    work: F,
+) -> (Operation<T, F>, oneshot::Receiver<Result<T, QueueError>>)
+where
+    F: FnOnce(&Tx<'_>) -> Done<T>,
+{
+    let (reply, answer) = oneshot::channel();
+    (
+        Operation {
+            action,
+            work: Some(work),
+            result: None,
+            reply,
+        },
+        answer,
+    )
+}
+
+impl<T, F> Job for Operation<T, F>
+where
+    T: Send,
+    F: FnOnce(&Tx<'_>) -> Done<T> + Send,
+{
+    fn run(&mut self, tx: &Tx<'_>) -> bool {
+        let Some(work) = self.work.take() else {
+            return false;
+        };
+        // What the operation touched is undone with its savepoint, so nothing half-done is ever seen.
+        let result = match catch_unwind(AssertUnwindSafe(|| work(tx))) {
+            Ok(done) => done.map_err(|fault| fault.during(self.action)),
+            Err(panic) => Err(QueueError::Defect(format!(
+                "it could not {}: {}",
+                self.action,
+                words(&*panic)
+            ))),
+        };
+        let keep = result.is_ok();
+        self.result = Some(result);
+        keep
+    }
+
+    fn answer(self: Box<Self>, group: Option<&rusqlite::Error>) {
+        let result = match (group, self.result) {
+            (None, Some(result)) => result,
+            // An operation that failed by itself keeps its own error.
+            (Some(_), Some(Err(error))) => Err(error),
+            (Some(error), _) => Err(QueueError::Sqlite {
+                action: self.action,
+                source: same(error),
+            }),
+            (None, None) => Err(QueueError::Closed),
+        };
+        // The caller may have gone; the operation happened all the same.
+        let _ = self.reply.send(result);
+    }
+}
+
+fn words(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "a panic".to_owned())
+}
+
+fn same(error: &rusqlite::Error) -> rusqlite::Error {
+    match error {
+        rusqlite::Error::SqliteFailure(code, words) => {
+            rusqlite::Error::SqliteFailure(*code, words.clone())
+        }
+        other => {
+            let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_ERROR);
+            rusqlite::Error::SqliteFailure(code, Some(other.to_string()))
+        }
+    }
+}
+
+/// The state of the thread.
+pub(super) struct Writer {
+    pub(super) db: Db,
+    pub(super) time: StoreTime,
+    pub(super) boot: String,
+    pub(super) vault: Vault,
+    pub(super) commits: Arc<AtomicU64>,
+    pub(super) lock: LockFile,
+}
+
+impl Writer {
+    /// Works until told to close, or until nobody can ask any more.
+    pub(super) fn run(self, inbox: &Receiver<Message>) {
+        while let Ok(first) = inbox.recv() {
+            let mut group = Vec::new();
+            let mut closing = None;
+            let mut next = Some(first);
+            while let Some(message) = next {
+                match message {
+                    Message::Job(job) => group.push(job),
+                    Message::Close(reply) => {
+                        closing = Some(reply);
+                        break;
+                    }
+                }
+                next = if group.len() < GROUP {
+                    inbox.try_recv().ok()
+                } else {
+                    None
+                };
+            }
+            while !group.is_empty() {
+                group = self.commit(group);
+            }
+            if let Some(reply) = closing {
+                let closed = self.close();
+                // Whoever asked may have gone; it is closed nevertheless.
+                let _ = reply.send(closed);
+                return;
+            }
+        }
+    }
+
+    /// Runs a group and answers it. Returns what has to run again, because the database gave up half-way.
+    fn commit(&self, group: Vec<Box<dyn Job>>) -> Vec<Box<dyn Job>> {
+        let changes = self.db.total_changes();
+        if let Err(error) = self.db.execute_batch("BEGIN IMMEDIATE") {
+            answer(group, Some(&error));
+            return Vec::new();
+        }
+        let mut done = Vec::with_capacity(group.len());
+        let mut rest = group.into_iter();
+        for mut job in rest.by_ref() {
+            let ran = self.savepoint(&mut *job);
+            done.push(job);
+            if let Err(error) = ran {
+                self.undo();
+                answer(done, Some(&error));
+                return rest.collect();
+            }
+        }
+        // Nothing changed: there is nothing worth a flush of the disk.
+        let kept = if self.db.total_changes() == changes {
+            self.db.execute_batch("ROLLBACK")
+        } else {
+            let kept = self
+                .time
+                .persist(&self.db)
+                .and_then(|()| self.db.execute_batch("COMMIT"));
+            self.commits.fetch_add(1, Ordering::Relaxed);
+            kept
+        };
+        match kept {
+            Ok(()) => answer(done, None),
+            Err(error) => {
+                self.undo();
+                answer(done, Some(&error));
+            }
+        }
+        Vec::new()
+    }
+
+    /// Runs one operation so that it can be undone alone. An error here concerns the whole group.
+    fn savepoint(&self, job: &mut dyn Job) -> rusqlite::Result<()> {
+        self.db.prepare_cached("SAVEPOINT operation")?.execute([])?;
+        let tx = Tx {
+            db: &self.db,
+            now: self.time.now(),
+            wall: self.time.wall(),
+            boot: &self.boot,
+            vault: Some(&self.vault),
+        };
+        if !job.run(&tx) {
+            // A full disk makes SQLite roll back everything at once: then this fails too, and says so.
+            self.db
+                .prepare_cached("ROLLBACK TO operation")?
+                .execute([])?;
+        }
+        self.db.prepare_cached("RELEASE operation")?.execute([])?;
+        Ok(())
+    }
+
+    fn undo(&self) {
+        if !self.db.is_autocommit()
+            && let Err(error) = self.db.execute_batch("ROLLBACK")
+        {
+            tracing::error!(%error, "the queue could not roll back");
+        }
+    }
+
+    fn close(self) -> Result<(), QueueError> {
+        let Writer { db, time, lock, .. } = self;
+        let mark = || -> Done<()> {
+            db.execute_batch("BEGIN IMMEDIATE")?;
+            time.persist(&db)?;
+            db.execute("UPDATE store SET clean = 1", [])?;
+            db.execute_batch("COMMIT")?;
+            Ok(())
+        };
+        let marked = mark().map_err(|fault: Fault| fault.during("close"));
+        // The last connection that closes also folds the log into the database.
+        let closed = db.close().map_err(|(_, source)| QueueError::Sqlite {
+            action: "close",
+            source,
+        });
+        drop(lock);
+        marked.and(closed)
+    }
+}
+
+fn answer(jobs: Vec<Box<dyn Job>>, group: Option<&rusqlite::Error>) {
+    for job in jobs {
+        job.answer(group);
+    }
+}
