@@ -81,7 +81,7 @@ struct Call<'a> {
     method: Method,
     path: String,
     headers: HeaderMap,
-    body: Bytes,
+    body: CallBody,
     /// Doing it twice is the same as doing it once.
     idempotent: bool,
     limit: usize,
@@ -96,7 +96,7 @@ impl<'a> Call<'a> {
             method,
             path: path.into(),
             headers: HeaderMap::new(),
-            body: Bytes::new(),
+            body: CallBody::Ready(Bytes::new()),
             idempotent: false,
             limit: MAX_ANSWER,
             secrets: Vec::new(),
@@ -118,7 +118,7 @@ impl<'a> Call<'a> {
     fn form(mut self, fields: &[(&'static str, &'a str)], public: &[&str]) -> Result<Self, Error> {
         let form = Form::new(fields).map_err(|error| Error::new(self.endpoint, error))?;
         self.headers.insert(header::CONTENT_TYPE, form.content_type);
-        self.body = form.body;
+        self.body = CallBody::Ready(form.body);
         self.secrets.extend(
             fields
                 .iter()
@@ -135,10 +135,58 @@ impl<'a> Call<'a> {
             header::CONTENT_TYPE,
             HeaderValue::from_static("application/json"),
         );
-        self.body = Bytes::from(json);
+        self.body = CallBody::Ready(Bytes::from(json));
         Ok(self)
     }
 }
+
+/// The body of an API call.
+enum CallBody {
+    Ready(Bytes),
+    /// Made when the connection takes it, so that what it says is true at that moment.
+    AtSend {
+        length: usize,
+        make: Arc<dyn Fn() -> Bytes + Send + Sync>,
+    },
+}
+
+impl CallBody {
+    fn len(&self) -> usize {
+        match self {
+            CallBody::Ready(bytes) => bytes.len(),
+            CallBody::AtSend { length, .. } => *length,
+        }
+    }
+
+    fn outgoing(&self) -> (Outgoing, Arc<Taken>) {
+        match self {
+            CallBody::Ready(bytes) => Outgoing::new(Full::new(bytes.clone()), bytes.len() as u64),
+            CallBody::AtSend { length, make } => {
+                let body = MadeAtSend(Some(Arc::clone(make)));
+                Outgoing::new(body, *length as u64)
+            }
+        }
+    }
+}
+
+/// A body of one frame that does not exist before it is asked for.
+struct MadeAtSend(Option<Arc<dyn Fn() -> Bytes + Send + Sync>>);
+
+impl hyper::body::Body for MadeAtSend {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<hyper::body::Frame<Bytes>, Self::Error>>> {
+        let made = self.0.take().map(|make| Ok(hyper::body::Frame::data(make())));
+        std::task::Poll::Ready(made)
+    }
+}
+
+/// Digits of the largest offset.
+const OFFSET_WIDTH: usize = 20;
 
 /// Fields of a form that may be shown.
 const PUBLIC_FIELDS: [&str; 3] = ["client_id", "scope", "grant_type"];
@@ -359,11 +407,51 @@ impl Client {
         token: &SecretString,
         asset: &CreateAsset,
     ) -> Result<Answered<Asset>, Error> {
-        let endpoint = Endpoint::CreateAsset;
-        asset.check().map_err(|error| Error::new(endpoint, error))?;
-        let mut call = Call::new(endpoint, Method::POST, "/v2/devices/assets")
+        let call = Call::new(Endpoint::CreateAsset, Method::POST, "/v2/devices/assets")
             .bearer(token)?
             .json(asset)?;
+        self.create(call, asset).await
+    }
+
+    /// Registers a finished file; its `offset` is asked for when the request goes out, after however long it took to get
+    /// a connection, and instead of the one in `asset`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::create_asset`].
+    pub async fn create_asset_at(
+        &self,
+        token: &SecretString,
+        asset: &CreateAsset,
+        offset: impl Fn() -> u64 + Send + Sync + 'static,
+    ) -> Result<Answered<Asset>, Error> {
+        let endpoint = Endpoint::CreateAsset;
+        let open = CreateAsset { offset: None, ..asset.clone() };
+        let mut json = serde_json::to_vec(&open)
+            .map_err(|error| Error::new(endpoint, RequestError::Json(error)))?;
+        // The length goes out before the value is known: blanks, which JSON allows, make up the difference.
+        json.pop();
+        json.extend_from_slice(b",\"offset\":");
+        let mut call =
+            Call::new(endpoint, Method::POST, "/v2/devices/assets").bearer(token)?.json(&())?;
+        call.body = CallBody::AtSend {
+            length: json.len() + OFFSET_WIDTH + 1,
+            make: Arc::new(move || {
+                let mut body = json.clone();
+                body.extend_from_slice(format!("{:>OFFSET_WIDTH$}}}", offset()).as_bytes());
+                Bytes::from(body)
+            }),
+        };
+        self.create(call, asset).await
+    }
+
+    async fn create(
+        &self,
+        mut call: Call<'_>,
+        asset: &CreateAsset,
+    ) -> Result<Answered<Asset>, Error> {
+        let endpoint = call.endpoint;
+        asset.check().map_err(|error| Error::new(endpoint, error))?;
         call.limit = MAX_URLS_ANSWER;
         let raw = self.api(call).await?;
         let decode = || {
@@ -524,6 +612,16 @@ impl Client {
         Ok(())
     }
 
+    /// Makes a connection to another host, such as that of an upload URL, up to the secure handshake, and closes it again.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::probe_tls`], or with [`Stage::Resolve`].
+    pub async fn probe_host(&self, host: &str, port: u16) -> Result<(), TransportError> {
+        let tcp = self.shared.connector.dial(host, port).await?;
+        self.shared.connector.secure(host, tcp).await.map(drop)
+    }
+
     fn urls(&self, raw: &Raw, texts: &[SecretText]) -> Result<Vec<UploadUrl>, AnswerError> {
         if texts.is_empty() {
             return Err(raw.error("`upload_urls`: is empty", false));
@@ -584,7 +682,7 @@ impl Client {
         let failed = |error: TransportError| Error::new(call.endpoint, error);
         let mut fresh = false;
         let exchange = loop {
-            let (body, taken) = Outgoing::new(Full::new(call.body.clone()), call.body.len() as u64);
+            let (body, taken) = call.body.outgoing();
             let request = self
                 .api_request(&call, body)
                 .map_err(|error| Error::new(call.endpoint, error))?;

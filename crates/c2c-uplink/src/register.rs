@@ -3,7 +3,7 @@
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use c2c_protocol::{Asset, ChunkPlan, CreateAsset, ErrorKind, Reached, SecretString};
@@ -212,7 +212,7 @@ async fn attempt(
         Err(NoToken::Store(error)) => return Err(error),
         Err(NoToken::Lost | NoToken::NotNow) => return Ok(Attempted::Abandoned),
     };
-    let mut create = CreateAsset {
+    let create = CreateAsset {
         name: media.name.clone(),
         filetype: media.filetype.clone(),
         filesize: facts.size,
@@ -221,24 +221,29 @@ async fn attempt(
         parts: media.parts,
         auto_version_id: media.auto_version_id.clone(),
     };
-    let mut said = None;
-    let at_send = || {
-        said = match engine.settings.organise_by {
-            OrganiseBy::UploadDate => None,
-            // A person accepted the moment as it stands: the wall clock is all there is.
-            OrganiseBy::CaptureDate => match offset.now() {
-                Offset::Seconds(seconds) => Some(seconds),
-                Offset::Unknown(_) => Some(offset.by_wall_clock()),
-            },
-        };
-        said
+    let said = Arc::new(AtomicU64::new(0));
+    let answer = async {
+        match engine.settings.organise_by {
+            OrganiseBy::UploadDate => engine.client.create_asset(&token, &create).await,
+            OrganiseBy::CaptureDate => {
+                let said = said.clone();
+                let at_send = move || {
+                    let seconds = match offset.now() {
+                        Offset::Seconds(seconds) => seconds,
+                        // A person accepted the moment as it stands: the wall clock is all there is.
+                        Offset::Unknown(_) => offset.by_wall_clock(),
+                    };
+                    said.store(seconds, Ordering::Relaxed);
+                    seconds
+                };
+                engine.client.create_asset_at(&token, &create, at_send).await
+            }
+        }
     };
     crash::point("register.sent");
     let sent_at = engine.time.boot();
-    let mut at_send = at_send;
-    create.offset = at_send();
     let answer = tokio::select! {
-        answer = engine.client.create_asset(&token, &create) => answer,
+        answer = answer => answer,
         _ = pass.cancelled() => {
             // The request may be on its way already; whoever closes the gate wants us gone.
             return Ok(Attempted::Trouble(Trouble {
@@ -251,6 +256,7 @@ async fn attempt(
     match answer {
         Ok(answered) => {
             pace.learn(answered.rate_limit.as_ref(), engine.clock.boot().0);
+            let said = (engine.settings.organise_by == OrganiseBy::CaptureDate).then(|| said.load(Ordering::Relaxed));
             Ok(created(engine, answered.value, facts.size, said))
         }
         Err(error) => Ok(failed(engine, error, media, token).await),
