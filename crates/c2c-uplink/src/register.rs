@@ -236,7 +236,10 @@ async fn attempt(
                     said.store(seconds, Ordering::Relaxed);
                     seconds
                 };
-                engine.client.create_asset_at(&token, &create, at_send).await
+                engine
+                    .client
+                    .create_asset_at(&token, &create, at_send)
+                    .await
             }
         }
     };
@@ -256,7 +259,8 @@ async fn attempt(
     match answer {
         Ok(answered) => {
             pace.learn(answered.rate_limit.as_ref(), engine.clock.boot().0);
-            let said = (engine.settings.organise_by == OrganiseBy::CaptureDate).then(|| said.load(Ordering::Relaxed));
+            let said = (engine.settings.organise_by == OrganiseBy::CaptureDate)
+                .then(|| said.load(Ordering::Relaxed));
             Ok(created(engine, answered.value, facts.size, said))
         }
         Err(error) => Ok(failed(engine, error, media, token).await),

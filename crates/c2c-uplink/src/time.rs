@@ -63,18 +63,35 @@ struct Known {
 pub(crate) struct TimeKeeper {
     clock: Arc<dyn Clock>,
     queue: Arc<dyn Queue>,
+    /// No true time is before this one: the server said so in an earlier boot.
+    floor: Option<i64>,
     known: Mutex<Known>,
 }
 
 impl TimeKeeper {
-    pub(crate) fn new(clock: Arc<dyn Clock>, queue: Arc<dyn Queue>) -> TimeKeeper {
+    /// Takes up what earlier boots learned.
+    pub(crate) async fn open(
+        clock: Arc<dyn Clock>,
+        queue: Arc<dyn Queue>,
+    ) -> Result<TimeKeeper, QueueError> {
+        let floor = queue.latest_anchor().await?;
         let keeper = TimeKeeper {
             clock,
             queue,
+            floor,
             known: Mutex::default(),
         };
         keeper.watch_wall();
-        keeper
+        Ok(keeper)
+    }
+
+    /// The wall clock is known to be wrong: it contradicts what the server says, or lies before what it said last.
+    fn wall_is_wrong(&self) -> bool {
+        let now = self.clock.wall().0;
+        match self.lock().anchor {
+            Some(anchor) => (now - anchor.middle() - self.clock.boot().0).abs() > TOLERANCE_MS,
+            None => self.floor.is_some_and(|floor| now < floor - TOLERANCE_MS),
+        }
     }
 
     /// Notices a wall clock that was set. Called now and then; a step between two calls is found by the second.
@@ -161,7 +178,11 @@ impl TimeKeeper {
             wall: self.clock.wall(),
             boot_id,
             boot,
-            source: CaptureSource::Given,
+            source: if self.wall_is_wrong() {
+                CaptureSource::Doubted
+            } else {
+                CaptureSource::Given
+            },
         }
     }
 
@@ -178,7 +199,11 @@ impl TimeKeeper {
             wall,
             boot_id: boot.and(boot_id),
             boot: boot.map(|boot| BootTime(boot.0.min(boot_now.0))),
-            source: CaptureSource::FileTime,
+            source: if self.wall_is_wrong() {
+                CaptureSource::Doubted
+            } else {
+                CaptureSource::FileTime
+            },
         };
         let ahead = wall.0 - wall_now.0;
         let unknown = (capture.boot.is_none() && ahead > AHEAD_MS).then(|| {
@@ -216,6 +241,12 @@ impl TimeKeeper {
         let anchor = self.lock().anchor;
         if let (Some(epoch), Some(boot), Some(anchor)) = (captured_epoch, capture.boot, anchor) {
             return seconds(anchor.middle() + boot_now.0 - (epoch + boot.0));
+        }
+        if capture.source == CaptureSource::Doubted {
+            return Offset::Unknown(
+                "this unit's clock was wrong when it was captured, and Frame.io was not in reach"
+                    .into(),
+            );
         }
         let wall_now = self.clock.wall();
         let age = wall_now.0 - capture.wall.0;
@@ -284,6 +315,14 @@ impl PreparedOffset {
         self.keeper.offset_with(&self.capture, self.captured_epoch)
     }
 
+    /// Whether the offset rests on the time since boot and the server's word alone.
+    pub(crate) fn is_exact(&self) -> bool {
+        let same_boot =
+            self.capture.boot_id.is_some() && self.capture.boot_id == self.keeper.clock.boot_id();
+        let anchored = self.captured_epoch.is_some() && self.keeper.lock().anchor.is_some();
+        self.capture.boot.is_some() && (same_boot || anchored)
+    }
+
     /// The offset if the wall clock is believed, come what may: for media whose capture time a person accepted.
     pub(crate) fn by_wall_clock(&self) -> u64 {
         (self.keeper.clock.wall().0 - self.capture.wall.0).max(0) as u64 / 1000
@@ -292,4 +331,190 @@ impl PreparedOffset {
 
 fn seconds(ms: i64) -> Offset {
     Offset::Seconds(ms.max(0) as u64 / 1000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use c2c_queue::{ManualClock, SqliteOptions, SqliteQueue, Vault};
+
+    /// A unit with a clock of its own, beside a server whose clock is right.
+    struct Unit {
+        dir: tempfile::TempDir,
+        clock: Arc<ManualClock>,
+        queue: Arc<dyn Queue>,
+        time: Arc<TimeKeeper>,
+        /// The truth, in milliseconds since 1970.
+        truth: i64,
+    }
+
+    const START: i64 = 1_780_000_000_000;
+    const DAY: i64 = 86_400_000;
+
+    fn open(dir: &tempfile::TempDir, clock: &Arc<ManualClock>) -> Arc<dyn Queue> {
+        let queue = SqliteQueue::open(SqliteOptions {
+            path: dir.path().join("queue.db"),
+            clock: clock.clone(),
+            vault: Vault::key_file(&dir.path().join("key")).unwrap(),
+            process: "test".into(),
+            command: "test".into(),
+        });
+        Arc::new(queue.unwrap())
+    }
+
+    impl Unit {
+        async fn new(wall_error: i64) -> Unit {
+            let dir = tempfile::tempdir().unwrap();
+            let clock = Arc::new(ManualClock::new(WallTime(START + wall_error)));
+            let queue = open(&dir, &clock);
+            let time = Arc::new(
+                TimeKeeper::open(clock.clone(), queue.clone())
+                    .await
+                    .unwrap(),
+            );
+            Unit {
+                dir,
+                clock,
+                queue,
+                time,
+                truth: START,
+            }
+        }
+
+        fn pass(&mut self, ms: i64) {
+            self.clock.advance(Duration::from_millis(ms as u64));
+            self.truth += ms;
+        }
+
+        /// The server answers with its `Date`, cut to whole seconds.
+        async fn contact(&self) {
+            let date = UNIX_EPOCH + Duration::from_secs((self.truth / 1000) as u64);
+            self.time
+                .note_date(Some(date), self.time.boot())
+                .await
+                .unwrap();
+        }
+
+        /// The system restarts; while it is off, `off` passes, and the clock comes up wrong by `jump` more than before.
+        async fn reboot(&mut self, off: i64, jump: i64) {
+            self.queue.close().await.unwrap();
+            self.truth += off;
+            self.clock.reboot();
+            self.clock.jump_wall(off + jump);
+            self.queue = open(&self.dir, &self.clock);
+            let time = TimeKeeper::open(self.clock.clone(), self.queue.clone())
+                .await
+                .unwrap();
+            self.time = Arc::new(time);
+        }
+
+        async fn offset(&self, capture: &Capture) -> Offset {
+            self.time.prepare(capture).await.unwrap().now()
+        }
+
+        #[track_caller]
+        fn assert_true(&self, offset: Offset, captured: i64) {
+            let age = (self.truth - captured) / 1000;
+            let Offset::Seconds(seconds) = offset else {
+                panic!("{offset:?}, truly {age} s")
+            };
+            assert!(
+                (seconds as i64 - age).abs() <= 1,
+                "{seconds} s, truly {age} s"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn within_a_boot_no_jump_of_the_wall_clock_matters() {
+        let mut unit = Unit::new(0).await;
+        let (capture, captured) = (unit.time.capture_now(), unit.truth);
+        for jump in [3 * DAY, -9 * DAY, 400 * DAY] {
+            unit.pass(61_000);
+            unit.clock.jump_wall(jump);
+            unit.assert_true(unit.offset(&capture).await, captured);
+            unit.contact().await;
+            unit.assert_true(unit.offset(&capture).await, captured);
+        }
+    }
+
+    #[tokio::test]
+    async fn across_a_restart_the_servers_time_of_both_boots_counts() {
+        for (error, jump) in [
+            (0, 5 * DAY),
+            (0, -5 * DAY),
+            (40 * DAY, -40 * DAY),
+            (-3 * DAY, 6 * DAY),
+        ] {
+            let mut unit = Unit::new(error).await;
+            unit.contact().await;
+            unit.pass(10_000);
+            let (capture, captured) = (unit.time.capture_now(), unit.truth);
+            unit.reboot(3_600_000, jump).await;
+            unit.contact().await;
+            unit.pass(5_000);
+            unit.assert_true(unit.offset(&capture).await, captured);
+        }
+    }
+
+    /// The boot of the capture never met the server. If the clock is right now, it is believed; if not, nobody can know.
+    #[tokio::test]
+    async fn without_the_server_the_wall_clock_counts_if_it_is_right_now() {
+        let mut unit = Unit::new(0).await;
+        let (capture, captured) = (unit.time.capture_now(), unit.truth);
+        unit.reboot(7_200_000, 0).await;
+        unit.contact().await;
+        unit.assert_true(unit.offset(&capture).await, captured);
+        for jump in [2 * DAY, -2 * DAY] {
+            let mut unit = Unit::new(0).await;
+            let capture = unit.time.capture_now();
+            unit.reboot(7_200_000, jump).await;
+            unit.contact().await;
+            let offset = unit.offset(&capture).await;
+            assert!(matches!(offset, Offset::Unknown(_)), "{offset:?}");
+        }
+    }
+
+    /// An empty clock battery: the unit comes up in 1970, captures offline, and is right again after the next restart.
+    #[tokio::test]
+    async fn a_capture_under_a_clock_known_to_be_wrong_is_held() {
+        let mut unit = Unit::new(0).await;
+        unit.contact().await;
+        unit.reboot(DAY, -START).await;
+        let captured = unit.truth;
+        let capture = unit.time.capture_now();
+        assert_eq!(capture.source, CaptureSource::Doubted);
+        unit.pass(5_000);
+        // Within the boot it is exact all the same.
+        unit.assert_true(unit.offset(&capture).await, captured);
+        unit.reboot(DAY, START).await;
+        unit.contact().await;
+        let offset = unit.offset(&capture).await;
+        assert!(matches!(offset, Offset::Unknown(_)), "{offset:?}");
+    }
+
+    /// A small board without a clock battery: it starts in the past, records, and is set by NTP while the program runs.
+    #[tokio::test]
+    async fn file_times_from_before_a_step_are_dated_by_the_stretch_they_belong_to() {
+        let mut unit = Unit::new(-100 * DAY).await;
+        unit.pass(60_000);
+        let (mtime, captured) = (unit.clock.wall().0, unit.truth);
+        unit.pass(60_000);
+        unit.time.watch_wall();
+        unit.clock.jump_wall(100 * DAY);
+        unit.pass(60_000);
+        let (capture, unknown) = unit.time.capture_of_file(mtime * 1_000_000);
+        assert_eq!(unknown, None);
+        unit.assert_true(unit.offset(&capture).await, captured);
+    }
+
+    #[tokio::test]
+    async fn a_file_from_the_future_is_unknown_and_a_hair_ahead_is_now() {
+        let unit = Unit::new(0).await;
+        let (_, unknown) = unit.time.capture_of_file((START + DAY) * 1_000_000);
+        assert!(unknown.is_some());
+        let (capture, unknown) = unit.time.capture_of_file((START + 1_500) * 1_000_000);
+        assert_eq!(unknown, None);
+        assert_eq!(unit.offset(&capture).await, Offset::Seconds(0));
+    }
 }

@@ -137,6 +137,11 @@ async fn look_at_files(engine: &Engine) -> Result<(), QueueError> {
             return Ok(());
         };
         for (media, found) in found {
+            if matches!(found, Found::CaptureMayBeKnown)
+                && !engine.time.prepare(&media.capture).await?.is_exact()
+            {
+                continue;
+            }
             apply(engine, media, found).await?;
         }
         if !full || engine.stop.is_cancelled() {
@@ -150,6 +155,8 @@ enum Found {
     VolumeAway,
     VolumeBack(std::path::PathBuf, c2c_queue::Volume),
     Stable,
+    /// Held because the moment of capture was not known; the server may have been heard since.
+    CaptureMayBeKnown,
 }
 
 /// What there is to do about one media; blocks on the disk.
@@ -165,6 +172,7 @@ fn look_at(media: &Media, mounted: &[c2c_queue::Volume], wall: WallTime) -> Opti
                 let facts = host::facts_of(&metadata);
                 (!is_fresh(&facts, wall)).then_some(Found::Stable)
             }
+            Some(Hold::CaptureTimeUnknown) => Some(Found::CaptureMayBeKnown),
             _ => None,
         },
         Err(error) => match fault_of_open(media, &error) {
@@ -206,6 +214,12 @@ async fn apply(engine: &Engine, media: Media, found: Found) -> Result<(), QueueE
             engine
                 .queue
                 .unhold(media.id, Hold::VolumeAway, Some((path, volume)))
+                .await
+        }
+        Found::CaptureMayBeKnown => {
+            engine
+                .queue
+                .unhold(media.id, Hold::CaptureTimeUnknown, None)
                 .await
         }
         Found::Stable => {

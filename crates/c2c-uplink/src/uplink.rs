@@ -526,7 +526,7 @@ impl UplinkBuilder {
         };
         let (events, _) = broadcast::channel(1024);
         let stop = CancellationToken::new();
-        let time = Arc::new(TimeKeeper::new(clock.clone(), queue.clone()));
+        let time = Arc::new(TimeKeeper::open(clock.clone(), queue.clone()).await?);
         let link = Arc::new(Link::new(client.clone(), clock.clone(), events.clone()));
         let airgate = Arc::new(Airgate::new(stop.clone()));
         let connection = Connection::open(
