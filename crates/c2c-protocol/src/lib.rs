@@ -12,12 +12,14 @@
 //! [`Client`] holds the connections; [`ChunkPlan`] holds the arithmetic; [`Error`] says what happened.
 
 mod answers;
+mod call;
 mod chunks;
 mod client;
 mod config;
 mod connect;
 mod decode;
 mod error;
+mod exchange;
 mod meter;
 mod pool;
 mod refusal;

@@ -24,6 +24,7 @@ use tokio::time::{Instant, timeout};
 use crate::config::Origin;
 use crate::connect::Connector;
 use crate::error::{Stage, TransportError};
+use crate::meter::Meter;
 use crate::socket::SocketFacts;
 
 /// Most idle connections kept per host.
@@ -177,14 +178,16 @@ impl Pool {
 /// How far a body was read.
 #[derive(Debug, Default)]
 pub(crate) struct Taken {
+    length: u64,
     finished: AtomicBool,
     failed: AtomicBool,
 }
 
 impl Taken {
-    /// Every promised byte was taken.
-    pub(crate) fn finished(&self) -> bool {
-        self.finished.load(Ordering::Acquire)
+    /// Every promised byte was taken, and the kernel has them. (The head counts too; a body that lacks only as much as
+    /// the head is long passes for complete.)
+    pub(crate) fn all_sent(&self, meter: &Meter) -> bool {
+        self.finished.load(Ordering::Acquire) && meter.handed_over() >= self.length
     }
 
     /// The body gave an error, or too few or too many bytes.
@@ -217,6 +220,7 @@ impl Outgoing {
         B::Error: Into<BoxError>,
     {
         let taken = Arc::new(Taken {
+            length,
             finished: AtomicBool::new(length == 0),
             failed: AtomicBool::new(false),
         });

@@ -132,6 +132,21 @@ impl UploadUrl {
         self.expose().parse().ok()
     }
 
+    /// What a server must not be able to make us print by repeating it.
+    pub(crate) fn secrets(&self) -> Vec<&str> {
+        let whole = self.expose();
+        let query = whole.split_once('?').map_or("", |(_, query)| query);
+        let values = [
+            "X-Amz-Signature",
+            "X-Amz-Credential",
+            "X-Amz-Security-Token",
+        ];
+        let values = values
+            .into_iter()
+            .filter_map(|name| query_value(query, name));
+        [whole, query].into_iter().chain(values).collect()
+    }
+
     pub(crate) fn path_and_query(&self) -> PathAndQuery {
         self.uri()
             .and_then(|uri| uri.path_and_query().cloned())
