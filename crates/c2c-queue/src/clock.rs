@@ -47,6 +47,8 @@ pub enum CaptureSource {
     Given,
     /// Taken from the modification time of the file.
     FileTime,
+    /// The wall clock was known to be wrong at the capture: only the time since boot counts.
+    Doubted,
 }
 
 /// The moment a media was created, in every clock that was there to witness it.

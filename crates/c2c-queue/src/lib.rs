@@ -14,6 +14,8 @@
 //! that follows a fault; the queue applies it.
 
 mod clock;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod connection;
 mod error;
 mod history;

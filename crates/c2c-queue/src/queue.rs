@@ -449,6 +449,8 @@ pub trait Queue: Send + Sync + std::fmt::Debug + 'static {
     /// Server time at the start of this boot in milliseconds since 1970, as learned from the server's `Date`, and the wall clock's
     /// error then.
     async fn store_anchor(&self, boot: &BootId, server_epoch_ms: i64) -> Result<(), QueueError>;
+    /// The latest server time that is stored for the start of any boot: the true time is never before it.
+    async fn latest_anchor(&self) -> Result<Option<i64>, QueueError>;
     /// The stored server time at the start of `boot`.
     async fn anchor(&self, boot: &BootId) -> Result<Option<i64>, QueueError>;
 

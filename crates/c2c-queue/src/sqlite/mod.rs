@@ -485,6 +485,10 @@ impl Queue for SqliteQueue {
         .await
     }
 
+    async fn latest_anchor(&self) -> Result<Option<i64>, QueueError> {
+        self.read("read server time", pairing::latest_anchor).await
+    }
+
     async fn anchor(&self, boot: &BootId) -> Result<Option<i64>, QueueError> {
         let boot = boot.clone();
         self.read("read server time", move |tx| pairing::anchor(tx, &boot))

@@ -245,3 +245,9 @@ pub(super) fn anchor(tx: &Tx<'_>, boot: &BootId) -> Done<Option<i64>> {
         .query_row(params![boot.0], |row| row.get(0))
         .optional()?)
 }
+
+/// The latest server time at the start of any boot.
+pub(super) fn latest_anchor(tx: &Tx<'_>) -> Done<Option<i64>> {
+    let sql = "SELECT max(server_epoch_ms) FROM anchor";
+    Ok(tx.db.prepare_cached(sql)?.query_row([], |row| row.get(0))?)
+}

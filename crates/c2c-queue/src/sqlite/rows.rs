@@ -219,6 +219,7 @@ fn capture_source(word: &str) -> Option<CaptureSource> {
     match word {
         "given" => Some(CaptureSource::Given),
         "file_time" => Some(CaptureSource::FileTime),
+        "doubted" => Some(CaptureSource::Doubted),
         _ => None,
     }
 }
@@ -228,6 +229,7 @@ pub(super) fn capture_source_word(source: CaptureSource) -> &'static str {
     match source {
         CaptureSource::Given => "given",
         CaptureSource::FileTime => "file_time",
+        CaptureSource::Doubted => "doubted",
     }
 }
 

@@ -33,7 +33,7 @@ CREATE TABLE media (
     capture_wall     INTEGER NOT NULL,
     capture_boot_id  TEXT,
     capture_boot     INTEGER,
-    capture_source   TEXT NOT NULL CHECK (capture_source IN ('given', 'file_time')),
+    capture_source   TEXT NOT NULL CHECK (capture_source IN ('given', 'file_time', 'doubted')),
     capture_accepted INTEGER NOT NULL DEFAULT 0 CHECK (capture_accepted IN (0, 1)),
     channel          INTEGER NOT NULL,
     priority         INTEGER NOT NULL,
