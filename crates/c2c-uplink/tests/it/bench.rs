@@ -9,20 +9,20 @@ use c2c_uplink::{ClientSettings, PairingStep, Transfers, Uplink, UplinkBuilder};
 use sha2::{Digest, Sha256};
 
 /// Everything but the uplink.
-pub struct Bench {
-    pub sim: Simulator,
-    pub dir: tempfile::TempDir,
+pub(crate) struct Bench {
+    pub(crate) sim: Simulator,
+    pub(crate) dir: tempfile::TempDir,
 }
 
 /// The longest that anything here may take on a slow machine.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 impl Bench {
-    pub async fn start() -> Bench {
+    pub(crate) async fn start() -> Bench {
         Bench::with(Simulator::builder().poll_interval(Duration::from_millis(100))).await
     }
 
-    pub async fn with(builder: c2c_simulator::Builder) -> Bench {
+    pub(crate) async fn with(builder: c2c_simulator::Builder) -> Bench {
         let _ = tracing_subscriber_once();
         Bench {
             sim: builder.start().await.unwrap(),
@@ -30,11 +30,11 @@ impl Bench {
         }
     }
 
-    pub fn state(&self) -> PathBuf {
+    pub(crate) fn state(&self) -> PathBuf {
         self.dir.path().join("state")
     }
 
-    pub fn uplink(&self) -> UplinkBuilder {
+    pub(crate) fn uplink(&self) -> UplinkBuilder {
         Uplink::builder()
             .state_dir(self.state())
             .client(ClientSettings {
@@ -50,18 +50,18 @@ impl Bench {
     }
 
     /// An uplink that is open, paired and at work.
-    pub async fn working(&self) -> Uplink {
+    pub(crate) async fn working(&self) -> Uplink {
         self.working_as(self.uplink()).await
     }
 
-    pub async fn working_as(&self, builder: UplinkBuilder) -> Uplink {
+    pub(crate) async fn working_as(&self, builder: UplinkBuilder) -> Uplink {
         let uplink = builder.open().await.unwrap();
         self.pair(&uplink).await;
         uplink.start().await;
         uplink
     }
 
-    pub async fn pair(&self, uplink: &Uplink) {
+    pub(crate) async fn pair(&self, uplink: &Uplink) {
         let mut pairing = uplink.pair();
         let paired = async {
             while let Some(step) = pairing.next().await.unwrap() {
@@ -76,7 +76,7 @@ impl Bench {
     }
 
     /// A file of `size` bytes that no other seed gives.
-    pub fn file(&self, name: &str, size: u64, seed: u64) -> PathBuf {
+    pub(crate) fn file(&self, name: &str, size: u64, seed: u64) -> PathBuf {
         let path = self.dir.path().join(name);
         std::fs::write(&path, bytes(size, seed)).unwrap();
         let old = std::time::SystemTime::now() - Duration::from_secs(60);
@@ -90,7 +90,15 @@ impl Bench {
     }
 
     /// The one delivery of this name.
-    pub fn delivered(&self, name: &str) -> Delivered {
+    pub(crate) async fn delivered(&self, name: &str) -> Delivered {
+        // The service joins the chunks after it has acknowledged the last one.
+        let there = |snapshot: &c2c_simulator::Snapshot<'_>| {
+            snapshot
+                .delivered()
+                .iter()
+                .any(|delivered| delivered.name == name)
+        };
+        self.sim.admin().wait_until_within(PATIENCE, there).await;
         let mut found: Vec<Delivered> = self
             .sim
             .admin()
@@ -103,26 +111,46 @@ impl Bench {
     }
 
     /// The bytes that arrived under this name are those of the file.
-    pub fn assert_delivered(&self, name: &str, file: &Path) {
-        let delivered = self.delivered(name);
+    pub(crate) async fn assert_delivered(&self, name: &str, file: &Path) {
+        let delivered = self.delivered(name).await;
         assert_eq!(delivered.sha256, sha256(file), "{name}");
         assert_eq!(sha256(&delivered.path), sha256(file), "{name} on disk");
     }
 
+    /// The bytes that arrived for this asset are those of the file.
+    pub(crate) async fn assert_asset_delivered(&self, asset_id: &str, file: &Path) {
+        let there = |snapshot: &c2c_simulator::Snapshot<'_>| {
+            snapshot
+                .delivered()
+                .iter()
+                .any(|delivered| delivered.asset_id == asset_id)
+        };
+        assert!(
+            self.sim.admin().wait_until_within(PATIENCE, there).await,
+            "asset {asset_id} never arrived"
+        );
+        let all = self.sim.admin().delivered();
+        let delivered = all
+            .iter()
+            .find(|delivered| delivered.asset_id == asset_id)
+            .unwrap();
+        assert_eq!(delivered.sha256, sha256(file));
+    }
+
     /// No request broke a rule of the service.
-    pub fn assert_no_violations(&self) {
+    pub(crate) fn assert_no_violations(&self) {
         for request in self.sim.admin().requests() {
             assert!(request.violations.is_empty(), "{request:?}");
         }
     }
 
     /// How many PUTs of each part (from 1) of an asset were answered with 200.
-    pub fn puts(&self, asset_id: &str) -> std::collections::BTreeMap<u32, usize> {
+    pub(crate) fn puts(&self, asset_id: &str) -> std::collections::BTreeMap<u32, usize> {
         let mut puts = std::collections::BTreeMap::new();
         for request in self.sim.admin().requests() {
             if request.method == "PUT"
                 && request.asset_id.as_deref() == Some(asset_id)
-                && request.status == Some(200)
+                && request.status() == Some(200)
             {
                 *puts.entry(request.part.unwrap()).or_default() += 1;
             }
@@ -131,14 +159,14 @@ impl Bench {
     }
 }
 
-pub async fn idle(uplink: &Uplink) -> QueueStatus {
+pub(crate) async fn idle(uplink: &Uplink) -> QueueStatus {
     tokio::time::timeout(PATIENCE, uplink.wait_idle())
         .await
         .expect("idle in time")
         .unwrap()
 }
 
-pub async fn media(uplink: &Uplink, id: MediaId) -> Media {
+pub(crate) async fn media(uplink: &Uplink, id: MediaId) -> Media {
     uplink
         .queue()
         .media(id)
@@ -148,7 +176,7 @@ pub async fn media(uplink: &Uplink, id: MediaId) -> Media {
 }
 
 /// Waits until the media is in this state.
-pub async fn reaches(uplink: &Uplink, id: MediaId, state: MediaState) -> Media {
+pub(crate) async fn reaches(uplink: &Uplink, id: MediaId, state: MediaState) -> Media {
     let mut events = uplink.events();
     let reached = async {
         loop {
@@ -164,7 +192,7 @@ pub async fn reaches(uplink: &Uplink, id: MediaId, state: MediaState) -> Media {
         .unwrap_or_else(|_| panic!("media {id} never became {state}"))
 }
 
-pub fn bytes(size: u64, seed: u64) -> Vec<u8> {
+pub(crate) fn bytes(size: u64, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut out = Vec::with_capacity(size as usize + 8);
     while out.len() < size as usize {
@@ -177,7 +205,7 @@ pub fn bytes(size: u64, seed: u64) -> Vec<u8> {
     out
 }
 
-pub fn sha256(path: &Path) -> String {
+pub(crate) fn sha256(path: &Path) -> String {
     let mut file = std::fs::File::open(path).unwrap();
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 20];

@@ -38,7 +38,7 @@ async fn a_file_that_vanishes_is_cancelled_and_blocks_nobody() {
     idle(&uplink).await;
     reaches(&uplink, added[0].id, MediaState::Cancelled).await;
     reaches(&uplink, added[1].id, MediaState::Delivered).await;
-    bench.assert_delivered("good.mov", &good);
+    bench.assert_delivered("good.mov", &good).await;
     uplink.shutdown().await.unwrap();
 }
 
@@ -54,8 +54,8 @@ async fn a_file_that_shrinks_or_grows_in_the_queue_is_sent_as_it_is_then() {
     bench.file("grows.mov", 60_000, 4);
     uplink.start().await;
     idle(&uplink).await;
-    bench.assert_delivered("shrinks.mov", &shrinks);
-    bench.assert_delivered("grows.mov", &grows);
+    bench.assert_delivered("shrinks.mov", &shrinks).await;
+    bench.assert_delivered("grows.mov", &grows).await;
     uplink.shutdown().await.unwrap();
 }
 
@@ -83,8 +83,8 @@ async fn a_file_that_changes_while_it_is_sent_is_registered_again() {
     bench.sim.admin().remove_fault(slow);
     idle(&uplink).await;
     reaches(&uplink, id, MediaState::Delivered).await;
-    bench.assert_delivered("clip.mov", &file);
     let receipt = uplink.receipt(id).await.unwrap().unwrap();
+    bench.assert_asset_delivered(&receipt.asset_id, &file).await;
     assert_eq!((receipt.registrations, receipt.size), (2, 7 * MIB + 5));
     assert!(receipt.bytes_resent >= MIB, "{receipt:?}");
     let history = uplink.queue().history(Some(id)).await.unwrap();
@@ -114,7 +114,7 @@ async fn a_file_that_is_still_written_to_waits_until_it_is_stable() {
     uplink.start().await;
     idle(&uplink).await;
     reaches(&uplink, id, MediaState::Delivered).await;
-    bench.assert_delivered("clip.mov", &path);
+    bench.assert_delivered("clip.mov", &path).await;
     let history = uplink.queue().history(Some(id)).await.unwrap();
     assert!(
         history

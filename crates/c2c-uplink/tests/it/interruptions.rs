@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use c2c_simulator::{BodyKind, Effect, EndpointName, Fault, Simulator, Target};
 use c2c_uplink::queue::MediaState;
-use c2c_uplink::{Event, LinkFault, LinkState};
+use c2c_uplink::{AddMedia, Event, LinkFault, LinkState};
 
 use crate::bench::{Bench, idle, media, reaches};
 
@@ -50,7 +50,7 @@ async fn cuts_at_random_bytes_lose_nothing() {
     let id = uplink.add([&file]).await.unwrap()[0].id;
     idle(&uplink).await;
     reaches(&uplink, id, MediaState::Delivered).await;
-    bench.assert_delivered("clip.mov", &file);
+    bench.assert_delivered("clip.mov", &file).await;
     let receipt = uplink.receipt(id).await.unwrap().unwrap();
     assert_eq!(receipt.registrations, 1);
     assert!(
@@ -79,7 +79,7 @@ async fn a_lost_answer_of_a_chunk_costs_one_more_put() {
     let id = uplink.add([&file]).await.unwrap()[0].id;
     idle(&uplink).await;
     reaches(&uplink, id, MediaState::Delivered).await;
-    bench.assert_delivered("clip.mov", &file);
+    bench.assert_delivered("clip.mov", &file).await;
     uplink.shutdown().await.unwrap();
 }
 
@@ -141,7 +141,7 @@ async fn servers_in_trouble_are_waited_for() {
     let id = uplink.add([&file]).await.unwrap()[0].id;
     idle(&uplink).await;
     reaches(&uplink, id, MediaState::Delivered).await;
-    bench.assert_delivered("clip.mov", &file);
+    bench.assert_delivered("clip.mov", &file).await;
     uplink.shutdown().await.unwrap();
 }
 
@@ -185,23 +185,8 @@ async fn media_of_a_pause_is_withheld() {
     let uplink = bench.working().await;
     let before = bench.file("before.mov", 10, 1);
     bench.sim.admin().pause(0);
-    bench.sim.clock().advance(Duration::from_secs(3600));
-    let during = bench.file("during.mov", 10, 2);
-    let hour_ago = std::time::SystemTime::now() - Duration::from_secs(1800);
-    std::fs::File::options()
-        .write(true)
-        .open(&during)
-        .unwrap()
-        .set_modified(hour_ago)
-        .unwrap();
-    let two_hours_ago = std::time::SystemTime::now() - Duration::from_secs(7200);
-    std::fs::File::options()
-        .write(true)
-        .open(&before)
-        .unwrap()
-        .set_modified(two_hours_ago)
-        .unwrap();
-    let added = uplink.add([&during, &before]).await.unwrap();
+    let during = AddMedia::path(bench.file("during.mov", 10, 2)).captured_now();
+    let added = uplink.add([during, before.into()]).await.unwrap();
     idle(&uplink).await;
     let withheld = media(&uplink, added[0].id).await;
     assert_eq!(withheld.state, MediaState::Withheld);
@@ -233,7 +218,7 @@ async fn a_captive_portal_costs_no_try() {
         }
     };
     assert!(words.contains("sign in"), "{words}");
-    let waiting = media(&uplink, id).await;
+    let waiting = reaches(&uplink, id, MediaState::Queued).await;
     assert_eq!(
         (waiting.state, waiting.tries),
         (MediaState::Queued, 0),
@@ -242,7 +227,7 @@ async fn a_captive_portal_costs_no_try() {
     bench.sim.admin().remove_fault(portal);
     idle(&uplink).await;
     reaches(&uplink, id, MediaState::Delivered).await;
-    bench.assert_delivered("clip.mov", &file);
+    bench.assert_delivered("clip.mov", &file).await;
     uplink.shutdown().await.unwrap();
 }
 

@@ -1,5 +1,5 @@
 //! The behaviour of the uplink, against the simulator over real HTTPS.
-#![expect(missing_docs, reason = "tests")]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 mod bench;
 mod files;

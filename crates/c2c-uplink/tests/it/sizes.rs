@@ -43,7 +43,7 @@ async fn every_size_arrives() {
     let status = idle(&uplink).await;
     assert_eq!(status.of(MediaState::Delivered).media, sizes.len() as u64);
     for ((size, file), added) in files.iter().zip(&added) {
-        bench.assert_delivered(&format!("{size}.mov"), file);
+        bench.assert_delivered(&format!("{size}.mov"), file).await;
         let receipt = uplink.receipt(added.id).await.unwrap().unwrap();
         assert_eq!(
             receipt.chunks.len() as u64,
@@ -94,8 +94,8 @@ async fn the_number_of_chunks_can_be_chosen() {
         [5_284_063, 5_284_063, 5_284_063, 5_284_061]
     );
     assert_eq!(lengths(1).await, [10_568_125, 10_568_125]);
-    bench.assert_delivered("four.mp4", &file);
-    bench.assert_delivered("two.mp4", &file);
+    bench.assert_delivered("four.mp4", &file).await;
+    bench.assert_delivered("two.mp4", &file).await;
     uplink.shutdown().await.unwrap();
 }
 
@@ -145,7 +145,7 @@ async fn a_refused_number_of_chunks_is_left_to_the_server() {
     idle(&uplink).await;
     assert_eq!(uplink.receipt(id).await.unwrap().unwrap().chunks.len(), 1);
     assert_eq!(media(&uplink, id).await.parts, None);
-    bench.assert_delivered("clip.mov", &file);
+    bench.assert_delivered("clip.mov", &file).await;
     uplink.shutdown().await.unwrap();
 }
 
@@ -175,7 +175,7 @@ async fn names_arrive_as_they_are() {
     uplink.add(&files).await.unwrap();
     idle(&uplink).await;
     for (name, file) in names.iter().zip(&files) {
-        bench.assert_delivered(name, file);
+        bench.assert_delivered(name, file).await;
     }
     bench.assert_no_violations();
     uplink.shutdown().await.unwrap();
@@ -194,6 +194,6 @@ async fn the_same_file_is_not_sent_twice() {
     idle(&uplink).await;
     let third = uplink.add([&file]).await.unwrap()[0];
     assert_eq!(third.already, Some(MediaState::Delivered));
-    bench.assert_delivered("clip.mov", &file);
+    bench.assert_delivered("clip.mov", &file).await;
     uplink.shutdown().await.unwrap();
 }

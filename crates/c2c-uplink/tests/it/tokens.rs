@@ -18,11 +18,11 @@ async fn a_refused_token_is_refreshed_once_for_all() {
         .collect();
     uplink.add(&files[..3]).await.unwrap();
     idle(&uplink).await;
-    bench.sim.admin().expire_access_tokens();
+    bench.sim.clock().advance(Duration::from_secs(28_801));
     uplink.add(&files[3..]).await.unwrap();
     idle(&uplink).await;
     for (n, file) in files.iter().enumerate() {
-        bench.assert_delivered(&format!("{n}.mov"), file);
+        bench.assert_delivered(&format!("{n}.mov"), file).await;
     }
     let refreshes = bench
         .sim
@@ -111,7 +111,7 @@ async fn a_lost_answer_of_a_refresh_leads_to_pairing_again() {
         after: 0,
         probability: None,
     });
-    bench.sim.admin().expire_access_tokens();
+    bench.sim.clock().advance(Duration::from_secs(28_801));
     let id = uplink.add([bench.file("clip.mov", 1000, 1)]).await.unwrap()[0].id;
     let lost = async {
         while !matches!(uplink.standing(), Standing::PairAgain { .. }) {
@@ -144,7 +144,7 @@ async fn a_refresh_survives_trouble_of_the_service() {
         after: 0,
         probability: None,
     });
-    bench.sim.admin().expire_access_tokens();
+    bench.sim.clock().advance(Duration::from_secs(28_801));
     let id = uplink.add([bench.file("clip.mov", 1000, 1)]).await.unwrap()[0].id;
     reaches(&uplink, id, MediaState::Delivered).await;
     uplink.shutdown().await.unwrap();
