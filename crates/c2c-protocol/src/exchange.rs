@@ -98,6 +98,10 @@ impl Wire {
                         && !fresh
                         && (lost.unsent() || (call.idempotent && lost.silent)) =>
                 {
+                    tracing::debug!(
+                        "{} is repeated: the idle connection had died",
+                        call.endpoint
+                    );
                     self.pool.forget(&self.api);
                     fresh = true;
                 }
@@ -193,6 +197,7 @@ impl Wire {
                     request: Some(unsent),
                     ..
                 }) if error.reused && !fresh => {
+                    tracing::debug!("a chunk starts again: the idle connection had died");
                     request = *unsent;
                     fresh = true;
                 }

@@ -217,3 +217,62 @@ fn send_queue(tcp: &TcpStream) -> Option<u64> {
 fn send_queue(_tcp: &TcpStream) -> Option<u64> {
     Some(0)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_answer_outlives_a_failed_write() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut ours = TcpIo::new(TcpStream::connect(address).await.unwrap(), address);
+        let (mut theirs, _) = listener.accept().await.unwrap();
+        ours.write_all(b"request").await.unwrap();
+        theirs.readable().await.unwrap();
+        theirs.write_all(b"answer").await.unwrap();
+        // Closed with bytes unread: the kernel resets the connection.
+        drop(theirs);
+        while ours.write_error.is_none() {
+            poll_fn(|cx| match Pin::new(&mut ours).poll_write(cx, b"more") {
+                Poll::Ready(Err(error)) => panic!("the answer is lost: {error}"),
+                _ => Poll::Ready(()),
+            })
+            .await;
+            tokio::task::yield_now().await;
+        }
+        let mut answer = [0; 6];
+        ours.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"answer");
+        // After the last byte the failure comes to light, and only then.
+        assert!(ours.read(&mut answer).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn facts_do_not_keep_a_connection_open() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut ours = TcpIo::new(TcpStream::connect(address).await.unwrap(), address);
+        let (mut theirs, _) = listener.accept().await.unwrap();
+        let facts = ours.facts();
+        assert!(facts.is_quiet());
+        ours.write_all(b"hello").await.unwrap();
+        assert_eq!((facts.written(), facts.peer()), (5, address));
+        theirs.write_all(b"!").await.unwrap();
+        poll_fn(|cx| ours.tcp.poll_read_ready(cx)).await.unwrap();
+        assert!(!facts.is_quiet(), "there is something to read");
+        drop(ours);
+        let mut all = Vec::new();
+        // Ends, because the socket is closed although the facts live on; the unread byte makes it a reset.
+        let _ = theirs.read_to_end(&mut all).await;
+        assert_eq!(
+            (facts.unacknowledged(), facts.is_quiet(), facts.written()),
+            (None, false, 5)
+        );
+    }
+}

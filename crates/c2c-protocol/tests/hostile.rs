@@ -386,7 +386,8 @@ async fn redirects_are_reported_and_not_followed() {
 
 const EXPIRED: &str = "<?xml version=\"1.0\"?><Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>";
 
-#[tokio::test]
+// Several threads, so that the reset also comes between two writes and not only while one is waiting.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn an_early_refusal_is_not_lost_when_the_server_resets() {
     // Larger than all socket buffers together, so that the refusal always comes in the middle of the body.
     const LENGTH: usize = 32 * 1024 * 1024;
