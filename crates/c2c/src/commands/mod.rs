@@ -1,0 +1,11 @@
+//! One file per group of commands; each does one thing and says how it ended.
+
+mod demo;
+mod look;
+mod simulator;
+mod upload;
+
+pub(crate) use demo::demo;
+pub(crate) use look::{list, status};
+pub(crate) use simulator::simulator;
+pub(crate) use upload::{add, pair, upload};
