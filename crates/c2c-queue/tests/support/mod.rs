@@ -20,7 +20,22 @@ pub(crate) struct SqliteStore {
 
 impl SqliteStore {
     pub(crate) fn new() -> SqliteStore {
-        let dir = tempfile::tempdir().unwrap();
+        SqliteStore::at(tempfile::tempdir().unwrap())
+    }
+
+    /// On a file system without a disk where there is one: for tests of very many steps, of which none is about
+    /// the disk.
+    pub(crate) fn quick() -> SqliteStore {
+        let memory = Path::new("/dev/shm");
+        let dir = if memory.is_dir() {
+            tempfile::tempdir_in(memory)
+        } else {
+            tempfile::tempdir()
+        };
+        SqliteStore::at(dir.unwrap())
+    }
+
+    fn at(dir: tempfile::TempDir) -> SqliteStore {
         SqliteStore {
             dir,
             clock: ManualClock::new(WallTime(1_800_000_000_000)),
