@@ -302,7 +302,7 @@ impl Summary {
             format!(
                 ", {} in {} ({})",
                 format::bytes(self.bytes),
-                format::duration(time),
+                format::elapsed(time),
                 format::rate(self.bytes as f64 / self.seconds)
             )
         } else {

@@ -53,6 +53,16 @@ pub(crate) fn duration(duration: Duration) -> String {
     }
 }
 
+/// How long something took: tenths while they matter, e.g. `1.7s`.
+pub(crate) fn elapsed(time: Duration) -> String {
+    // 9.95 and more would be printed as "10.0s".
+    if time.as_secs_f64() < 9.95 {
+        format!("{:.1}s", time.as_secs_f64())
+    } else {
+        duration(time)
+    }
+}
+
 /// The time left, or a dash while nobody can know.
 pub(crate) fn eta(left: Option<Duration>) -> String {
     left.map_or_else(|| "–".to_owned(), duration)
@@ -258,6 +268,15 @@ mod tests {
             assert_eq!(duration(Duration::from_secs(seconds)), words);
         }
         assert_eq!(eta(None), "–");
+        for (millis, words) in [
+            (0, "0.0s"),
+            (1_740, "1.7s"),
+            (9_949, "9.9s"),
+            (10_400, "10s"),
+            (65_000, "1m 05s"),
+        ] {
+            assert_eq!(elapsed(Duration::from_millis(millis)), words);
+        }
     }
 
     #[test]

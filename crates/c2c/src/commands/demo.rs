@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use c2c_queue::{MediaId, Receipt};
 use c2c_simulator::{Delivered, Simulator};
 use c2c_uplink::Uplink;
+use indicatif::{ProgressBar, ProgressStyle};
 use secrecy::SecretString;
 use serde::Serialize;
 use serde_json::json;
@@ -138,14 +139,25 @@ async fn make_reel(
             error,
         )
     })?;
-    let (dir, interrupt) = (dir.to_owned(), interrupt.clone());
+    let plan = ReelPlan::default();
+    let bar = terminal.bars().add(ProgressBar::new(plan.size()));
+    if let Ok(style) = ProgressStyle::with_template("  {wide_bar} {percent:>3}%") {
+        bar.set_style(if terminal.canvas().unicode {
+            style
+        } else {
+            style.progress_chars("#- ")
+        });
+    }
+    let (dir, interrupt, shown) = (dir.to_owned(), interrupt.clone(), bar.clone());
     let made = tokio::task::spawn_blocking(move || {
-        reel::generate(&dir, &ReelPlan::default(), |_| !interrupt.asked())
+        reel::generate(&dir, &plan, |bytes| {
+            shown.set_position(bytes);
+            !interrupt.asked()
+        })
     });
-    match made
-        .await
-        .map_err(|error| Failure::because(Exit::Failed, "a fault of this program", error))?
-    {
+    let made = made.await;
+    bar.finish_and_clear();
+    match made.map_err(|error| Failure::because(Exit::Failed, "a fault of this program", error))? {
         Ok(files) => Ok(files),
         Err(ReelError::Stopped) => Err(Failure::interrupted("the demonstration was stopped")),
         Err(error @ ReelError::Write { .. }) => {

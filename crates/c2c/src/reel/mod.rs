@@ -44,6 +44,16 @@ impl Default for ReelPlan {
     }
 }
 
+impl ReelPlan {
+    /// Bytes of the whole reel, about.
+    pub(crate) fn size(&self) -> u64 {
+        let (width, height) = self.still_size;
+        // Test pictures of this grain take about two and a half bits a pixel.
+        let still = u64::from(width) * u64::from(height) * 5 / 16;
+        self.clips.iter().sum::<u64>() + u64::from(self.stills) * still
+    }
+}
+
 /// Why there is no reel.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ReelError {
