@@ -155,27 +155,30 @@ pub enum Verdict {
         counted: bool,
     },
     /// The round is used up: tries start again at 0, one round more is used, and the media
-    /// falls behind every media that is in the queue now.
+    /// falls behind every media that is in the queue now. All of the media waits. Chunks that were checked out in
+    /// the same round use it up only once, however many of them report this.
     NextRound {
         /// The wait.
         after: Duration,
     },
-    /// The asset is of no use any more: drop its chunks and register again.
+    /// The asset is of no use any more: drop its chunks and register again. Bytes that were sent count as sent
+    /// in vain.
     RegisterAgain {
         /// The wait.
         after: Duration,
         /// Whether this used up a try of the registration.
         counted: bool,
     },
-    /// Set aside with a reason; goes on by itself or by hand when the reason is gone. The try is given back.
+    /// Set aside with a reason; goes on by itself or by hand when the reason is gone. The try is given back. Other
+    /// chunks that are being sent may finish. A hold that needs a person is not replaced by another one.
     Hold(Hold),
-    /// All rounds used: rest until the next restart of the system.
+    /// All rounds used: rest until the next restart of the system. Chunks that were sent stay sent.
     Park,
-    /// Created in a pause: rest for ever, unless a person says otherwise.
+    /// Created in a pause: rest for ever, unless a person says otherwise. Only a registration can end like this.
     Withhold,
-    /// Rest until a person acts.
+    /// Rest until a person acts. Chunks that were sent stay sent.
     Fail,
-    /// The media is gone.
+    /// The media is gone, and its chunks with it.
     Cancel,
 }
 
@@ -256,7 +259,8 @@ pub enum Selection {
 /// What a person wants done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ByHand {
-    /// Fresh tries and rounds for a media that rests or waits. Chunks already sent stay sent.
+    /// Fresh tries and rounds for a media that rests or waits. Chunks already sent stay sent. Ends the holds
+    /// `volume_away` and `file_changing`. A cancelled media whose file is in the queue again stays cancelled.
     Retry,
     /// Never send it (again).
     Cancel,
@@ -299,7 +303,7 @@ pub struct QueueStatus {
     pub states: std::collections::BTreeMap<MediaState, StateTally>,
     /// Unfinished media that are held.
     pub held: u64,
-    /// Chunks that are registered and neither sent nor being sent.
+    /// Chunks that are registered and neither sent nor being sent, of transferring media that are not held.
     pub chunks_ready: u64,
 }
 
@@ -334,20 +338,23 @@ pub trait Queue: Send + Sync + std::fmt::Debug + 'static {
     /// Accepts media. Answers one [`Added`] per media, in order, after all of them are on disk.
     ///
     /// A media is already there if one with the same path, [`FileFacts`] and channel exists in any state but
-    /// `cancelled`; then nothing changes unless `again` is set.
+    /// `cancelled`; then nothing changes unless `again` is set. If one of them makes no sense (a path that is not
+    /// absolute, no name, 0 parts) none is accepted: [`QueueError::Invalid`].
     async fn add(&self, media: Vec<NewMedia>) -> Result<Vec<Added>, QueueError>;
 
     // Registration.
 
     /// Checks out the next media to register: highest priority, then lowest position, among queued media that are due and not held.
-    /// With `ahead: Some(n)` nothing is given while `n` or more chunks are ready and waiting.
+    /// With `ahead: Some(n)` nothing is given while `n` or more chunks are ready and waiting, in media that could be worked on
+    /// now: those that are held or that wait for their next try keep nobody else from being registered.
     async fn claim_registration(
         &self,
         holder: &Holder,
         lease: Duration,
         ahead: Option<u64>,
     ) -> Result<Claim<RegistrationClaim>, QueueError>;
-    /// The asset exists: stores it with all its chunks; the media is `transferring`.
+    /// The asset exists: stores it with all its chunks; the media is `transferring`. Tries and rounds are not reset: only
+    /// bytes that arrive are progress. Chunks that do not cover the file exactly once are [`QueueError::Invalid`].
     async fn asset_created(&self, lease: &Lease, asset: NewAsset) -> Result<(), QueueError>;
     /// The registration did not succeed.
     async fn registration_failed(
@@ -374,22 +381,25 @@ pub trait Queue: Send + Sync + std::fmt::Debug + 'static {
     ) -> Result<Claim<ChunkClaim>, QueueError>;
     /// A 2xx with its proof arrived. The last chunk delivers the media in the same transaction.
     ///
-    /// Tries and rounds of the media start again at 0: it made progress. A proof whose ETag has the form of an MD5 and differs
-    /// from `md5` must not be reported here; it is a fault of the chunk.
+    /// Tries and rounds of the media start again at 0: it made progress; the tries of its other chunks stay as they are. Media
+    /// that are held meanwhile are delivered all the same. A proof whose ETag has the form of an MD5 and differs
+    /// from `md5` must not be reported here ([`QueueError::Invalid`]); it is a fault of the chunk.
     async fn chunk_sent(&self, lease: &Lease, proof: ChunkProof) -> Result<Sent, QueueError>;
-    /// The chunk did not arrive. A verdict that rests the media voids the leases of its other chunks.
+    /// The chunk did not arrive. A verdict that rests the media or registers it again voids the leases of its other chunks;
+    /// what was acknowledged of those counts as sent in vain.
     async fn chunk_failed(&self, lease: &Lease, setback: Setback) -> Result<Outcome, QueueError>;
 
     // Leases.
 
-    /// Keeps the lease for `lease` more from now and stores how many bytes of the chunk the peer acknowledged.
+    /// Keeps the lease for `extend` more from now and stores how many bytes of the chunk the peer acknowledged.
     async fn renew(
         &self,
         lease: &Lease,
         acknowledged: u64,
         extend: Duration,
     ) -> Result<(), QueueError>;
-    /// Gives the item back as if it had never been checked out: the try is given back.
+    /// Gives the item back as if it had never been checked out: the try is given back. What [`Queue::renew`] reported as
+    /// acknowledged counts as sent in vain.
     async fn release(&self, lease: &Lease) -> Result<(), QueueError>;
     /// Returns items to the pool whose lease ended by time. Their tries stay counted. A registration that is recovered
     /// (here or by [`Queue::recover_dead`]) may have reached the server: `possible_duplicates` grows, with a history line.
@@ -400,9 +410,11 @@ pub trait Queue: Send + Sync + std::fmt::Debug + 'static {
 
     // What disappears, waits and comes back.
 
-    /// Cancels an unfinished media whose file is gone for good.
+    /// Cancels a media whose file is gone for good, whether unfinished or at rest; one that is cancelled stays so. A delivered
+    /// media is [`QueueError::IllegalMove`].
     async fn file_gone(&self, media: MediaId, words: String) -> Result<(), QueueError>;
-    /// Holds an unfinished media that nobody has checked out.
+    /// Holds an unfinished media that nobody has checked out (otherwise: [`QueueError::Invalid`], [`QueueError::Busy`]). A hold
+    /// that needs a person (`by_hand`, `capture_time_unknown`) is not replaced, any other is. Rest ends every hold.
     async fn hold(&self, media: MediaId, hold: Hold) -> Result<(), QueueError>;
     /// Ends a hold of this kind (another kind stays); `path` and `volume` are stored if the file was found elsewhere.
     async fn unhold(
@@ -413,13 +425,15 @@ pub trait Queue: Send + Sync + std::fmt::Debug + 'static {
     ) -> Result<(), QueueError>;
     /// Ends every hold of this kind, e.g. when the channel is resumed.
     async fn unhold_all(&self, hold: Hold) -> Result<Vec<MediaId>, QueueError>;
-    /// Gives parked media, parked under another boot marker than `boot`, exactly one more try.
+    /// Gives parked media, parked under another boot marker than `boot`, exactly one more try. The marker is the clock's boot
+    /// id, or the name of the process where the clock has none. Only delivery or a retry by hand ends the final try.
     async fn grant_restart_tries(&self, boot: &str) -> Result<Vec<MediaId>, QueueError>;
 
     // By hand.
 
     /// Does what a person asked, to each selected media that it applies to, with a history line each. Returns the media it was
-    /// done to. An id that does not exist is [`QueueError::NoSuchMedia`], and nothing is done.
+    /// done to, in order of id. An id that does not exist is [`QueueError::NoSuchMedia`], an explicit id of a delivered media
+    /// to retry or cancel is [`QueueError::IllegalMove`], and then nothing is done at all.
     async fn by_hand(
         &self,
         selection: Selection,
@@ -446,8 +460,7 @@ pub trait Queue: Send + Sync + std::fmt::Debug + 'static {
 
     // Time.
 
-    /// Server time at the start of this boot in milliseconds since 1970, as learned from the server's `Date`, and the wall clock's
-    /// error then.
+    /// Stores the server time at the start of `boot` in milliseconds since 1970, as learned from the server's `Date`.
     async fn store_anchor(&self, boot: &BootId, server_epoch_ms: i64) -> Result<(), QueueError>;
     /// The latest server time that is stored for the start of any boot: the true time is never before it.
     async fn latest_anchor(&self) -> Result<Option<i64>, QueueError>;
@@ -469,15 +482,17 @@ pub trait Queue: Send + Sync + std::fmt::Debug + 'static {
     ) -> Result<Vec<Media>, QueueError>;
     /// The media that are next in line: unfinished, in the order in which they are worked on, at most `limit`.
     async fn upcoming(&self, limit: u32) -> Result<Vec<Media>, QueueError>;
-    /// The chunks of the current registration of a media.
+    /// The chunks of the current registration of a media; of a delivered one as its receipt tells them.
     async fn chunks(&self, id: MediaId) -> Result<Vec<Chunk>, QueueError>;
-    /// The history of a media, or of the queue itself, oldest first.
+    /// The history of a media, or of the queue itself, oldest first. Bounded: of a long life the first 50 and the newest 450
+    /// lines are kept.
     async fn history(&self, id: Option<MediaId>) -> Result<Vec<HistoryLine>, QueueError>;
     /// The receipt of a delivered media. Also after the queue was emptied for another project.
     async fn receipt(&self, id: MediaId) -> Result<Option<Receipt>, QueueError>;
     /// Receipts without a digest and without a reason for that, oldest first.
     async fn unsealed_receipts(&self, limit: u32) -> Result<Vec<Receipt>, QueueError>;
-    /// Adds the digest of the whole file, or the reason why there is none.
+    /// Adds the digest of the whole file, or the reason why there is none. A digest may still follow a reason; a reason does
+    /// not replace a digest. [`QueueError::NoSuchMedia`] if there is no receipt.
     async fn seal_receipt(
         &self,
         id: MediaId,
@@ -487,6 +502,6 @@ pub trait Queue: Send + Sync + std::fmt::Debug + 'static {
     /// Stops accepting operations, finishes those accepted and closes the store. Idempotent.
     async fn close(&self) -> Result<(), QueueError>;
 
-    /// Not used by programs: the boot time as the store sees it, for tests of the store's own time.
+    /// Not used by programs: the store's own time in milliseconds, for tests of it.
     fn store_time(&self) -> BootTime;
 }
