@@ -163,6 +163,20 @@ pub(crate) enum Command {
     Status,
     /// Lists the media in the queue
     List(List),
+    /// Tells the life of one media: each try, fault, verdict and wait, and what happens next and when
+    Explain(One),
+    /// Prints the proof of a delivery as JSON
+    Receipt(One),
+    /// Gives media fresh tries: parked, failed, withheld or cancelled ones, or those that wait
+    Retry(Chosen),
+    /// Takes media out of the work for good
+    Cancel(Chosen),
+    /// Moves media before or behind the others
+    Prioritize(Prioritize),
+    /// Holds media back until they are released
+    Hold(Chosen),
+    /// Lets held media go on; accepts the capture time of those held for it
+    Release(Chosen),
 }
 
 #[derive(Args)]
@@ -270,6 +284,49 @@ pub(crate) struct List {
     /// Only media in this state; may be repeated
     #[arg(long = "state", value_name = "STATE", value_parser = state)]
     pub(crate) states: Vec<MediaState>,
+}
+
+/// One media.
+#[derive(Args)]
+pub(crate) struct One {
+    /// The number of the media, as `c2c list` shows it
+    #[arg(value_name = "ID")]
+    pub(crate) id: i64,
+}
+
+/// Which media a person means.
+#[derive(Args)]
+pub(crate) struct Chosen {
+    /// Numbers of media, as `c2c list` shows them
+    #[arg(value_name = "ID")]
+    pub(crate) ids: Vec<i64>,
+
+    /// All media in this state
+    #[arg(long, value_name = "STATE", value_parser = state)]
+    pub(crate) state: Option<MediaState>,
+
+    /// All media that are held
+    #[arg(long)]
+    pub(crate) held: bool,
+
+    /// All media
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct Prioritize {
+    #[command(flatten)]
+    pub(crate) chosen: Chosen,
+
+    /// The new priority: higher goes first, 0 is normal
+    #[arg(
+        long = "to",
+        value_name = "N",
+        default_value_t = 1,
+        allow_negative_numbers = true
+    )]
+    pub(crate) priority: i32,
 }
 
 fn secret(text: &str) -> Result<SecretString, String> {

@@ -22,6 +22,7 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use c2c_queue::ByHand;
 use clap::Parser;
 use serde_json::json;
 use tracing_subscriber::EnvFilter;
@@ -95,5 +96,19 @@ async fn run(cli: Cli, terminal: &Terminal) -> Result<(), Failure> {
         Command::Add(args) => commands::add(global, terminal, args).await,
         Command::Status => commands::status(global, terminal).await,
         Command::List(args) => commands::list(global, terminal, args).await,
+        Command::Explain(args) => commands::explain(global, terminal, args).await,
+        Command::Receipt(args) => commands::receipt(global, terminal, args).await,
+        Command::Retry(chosen) => commands::by_hand(global, terminal, chosen, ByHand::Retry).await,
+        Command::Cancel(chosen) => {
+            commands::by_hand(global, terminal, chosen, ByHand::Cancel).await
+        }
+        Command::Prioritize(args) => {
+            let action = ByHand::Prioritize(args.priority);
+            commands::by_hand(global, terminal, &args.chosen, action).await
+        }
+        Command::Hold(chosen) => commands::by_hand(global, terminal, chosen, ByHand::Hold).await,
+        Command::Release(chosen) => {
+            commands::by_hand(global, terminal, chosen, ByHand::Release).await
+        }
     }
 }

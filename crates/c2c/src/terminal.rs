@@ -70,6 +70,15 @@ impl Terminal {
         })
     }
 
+    /// A JSON document that is the result whatever form was asked for.
+    pub(crate) fn always_document<T: Serialize>(&self, document: &T) -> io::Result<()> {
+        let text = serde_json::to_string_pretty(document)?;
+        if self.json {
+            return self.document(document);
+        }
+        text.lines().try_for_each(|line| self.result(line))
+    }
+
     /// One line of JSON for something that happened, unless the result is text.
     pub(crate) fn event<T: Serialize>(&self, event: &T) -> io::Result<()> {
         self.emit(|out| {

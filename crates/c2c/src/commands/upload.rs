@@ -54,7 +54,15 @@ pub(crate) async fn upload(
         let added = deliver::add(&uplink, terminal, &args.files, &args.options).await?;
         let wanted: Vec<_> = added.iter().map(|added| added.id).collect();
         let wanted = (!wanted.is_empty()).then_some(wanted.as_slice());
-        deliver::deliver(&uplink, terminal, interrupt, wanted, args.patience).await
+        let summary = deliver::deliver(&uplink, terminal, interrupt, wanted, args.patience).await?;
+        if !summary.interrupted {
+            // A receipt is whole only with its digest, and the next run may be far away.
+            tokio::select! {
+                sealed = uplink.wait_sealed() => sealed?,
+                () = interrupt.wait() => {}
+            }
+        }
+        Ok(summary)
     };
     let worked = worked.await;
     let summary = close(&uplink, worked).await?;
