@@ -50,7 +50,13 @@ pub(crate) async fn simulator(
 }
 
 fn announce(simulator: &Simulator, terminal: &Terminal, auto_approve: bool) -> std::io::Result<()> {
-    terminal.event(&simulator.announcement())?;
+    // One line for whoever started this, whatever form of results was asked for; the rest is for a person.
+    let announcement = serde_json::to_string(&simulator.announcement())?;
+    if terminal.json() {
+        terminal.event(&simulator.announcement())?;
+    } else {
+        terminal.result(&announcement)?;
+    }
     for line in [
         format!("export C2C_API_URL={}", quoted(&simulator.api_url())),
         format!(
@@ -62,7 +68,7 @@ fn announce(simulator: &Simulator, terminal: &Terminal, auto_approve: bool) -> s
             quoted(&simulator.client_secret())
         ),
     ] {
-        terminal.result(&line)?;
+        terminal.say(&line);
     }
     terminal.say("A Frame.io for tests is running. Set the variables above in another shell, then run `c2c pair`.");
     terminal.say(&format!(
