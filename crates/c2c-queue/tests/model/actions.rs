@@ -99,6 +99,11 @@ fn recent() -> impl Strategy<Value = usize> {
     prop_oneof![5 => 0..3usize, 1 => any::<usize>()]
 }
 
+/// Which lease: see `World::lease`.
+fn lease() -> impl Strategy<Value = usize> {
+    0..64usize
+}
+
 fn hold() -> impl Strategy<Value = Hold> {
     prop_oneof![
         Just(Hold::ByHand),
@@ -133,7 +138,7 @@ fn verdict() -> impl Strategy<Value = Verdict> {
 
 fn select() -> impl Strategy<Value = Select> {
     prop_oneof![
-        4 => prop::collection::vec(recent(), 0..3).prop_map(Select::Ids),
+        8 => prop::collection::vec(recent(), 0..3).prop_map(Select::Ids),
         2 => prop::sample::select(MediaState::ALL.to_vec()).prop_map(Select::State),
         1 => Just(Select::Held),
         1 => Just(Select::All),
@@ -157,7 +162,7 @@ pub(crate) fn action() -> impl Strategy<Value = Action> {
         0..6u64,
         0..2i64,
         -1..=1i32,
-        prop::option::weighted(0.1, hold()),
+        prop::option::weighted(0.05, hold()),
         prop::bool::weighted(0.3),
     );
     let fail = (
@@ -171,21 +176,21 @@ pub(crate) fn action() -> impl Strategy<Value = Action> {
         10 => add.prop_map(|(path, size, mtime, priority, hold, again)| {
             Action::Add { path, size, mtime, priority, hold, again }
         }),
-        12 => (0..3u8, lease_time(), prop::option::weighted(0.3, 0..4u64)).prop_map(|(worker, lease, ahead)| {
+        16 => (0..3u8, lease_time(), prop::option::weighted(0.2, 0..6u64)).prop_map(|(worker, lease, ahead)| {
             Action::ClaimRegistration { worker, lease, ahead }
         }),
-        16 => (0..3u8, lease_time()).prop_map(|(worker, lease)| Action::ClaimChunk { worker, lease }),
-        24 => (recent(), 1..4u64).prop_map(|(lease, chunks)| Action::Succeed { lease, chunks }),
-        14 => fail.prop_map(|(lease, verdict, wasted, duplicate, drop_parts)| {
+        26 => (0..3u8, lease_time()).prop_map(|(worker, lease)| Action::ClaimChunk { worker, lease }),
+        26 => (lease(), 1..4u64).prop_map(|(lease, chunks)| Action::Succeed { lease, chunks }),
+        20 => fail.prop_map(|(lease, verdict, wasted, duplicate, drop_parts)| {
             Action::Fail { lease, verdict, wasted, duplicate, drop_parts }
         }),
-        1 => (recent(), 0..6u64).prop_map(|(lease, size)| Action::FileChanged { lease, size }),
-        3 => (recent(), 0..3u64, lease_time()).prop_map(|(lease, acknowledged, extend)| {
+        1 => (lease(), 0..6u64).prop_map(|(lease, size)| Action::FileChanged { lease, size }),
+        3 => (lease(), 0..3u64, lease_time()).prop_map(|(lease, acknowledged, extend)| {
             Action::Renew { lease, acknowledged, extend }
         }),
-        3 => recent().prop_map(|lease| Action::Release { lease }),
-        2 => Just(Action::RecoverExpired),
-        2 => Just(Action::RecoverDead),
+        3 => lease().prop_map(|lease| Action::Release { lease }),
+        4 => Just(Action::RecoverExpired),
+        4 => Just(Action::RecoverDead),
         1 => any::<usize>().prop_map(|media| Action::FileGone { media }),
         2 => (recent(), hold()).prop_map(|(media, hold)| Action::Hold { media, hold }),
         2 => (recent(), hold()).prop_map(|(media, hold)| Action::Unhold { media, hold }),
