@@ -24,6 +24,7 @@ struct State {
     acknowledged: u64,
     reused: Option<bool>,
     peer: Option<SocketAddr>,
+    local: Option<SocketAddr>,
 }
 
 impl State {
@@ -70,12 +71,19 @@ impl Meter {
         self.state().peer
     }
 
+    /// Our own address on the connection; when this unit loses it, the connection is dead although nothing says so.
+    #[must_use]
+    pub fn local(&self) -> Option<SocketAddr> {
+        self.state().local
+    }
+
     /// Starts counting on a connection; the counts of an earlier request are dropped.
     pub(crate) fn attach(self: &Arc<Self>, facts: &Arc<SocketFacts>, reused: bool) -> MeterGuard {
         *self.state() = State {
             running: Some((Arc::clone(facts), facts.written())),
             reused: Some(reused),
             peer: Some(facts.peer()),
+            local: facts.local(),
             ..State::default()
         };
         MeterGuard {

@@ -34,6 +34,7 @@ pub(crate) struct SocketFacts {
     tcp: Weak<TcpStream>,
     written: AtomicU64,
     peer: SocketAddr,
+    local: Option<SocketAddr>,
 }
 
 impl TcpIo {
@@ -43,6 +44,7 @@ impl TcpIo {
             tcp: Arc::downgrade(&tcp),
             written: AtomicU64::new(0),
             peer,
+            local: tcp.local_addr().ok(),
         });
         Self {
             tcp,
@@ -95,6 +97,11 @@ impl SocketFacts {
 
     pub(crate) fn peer(&self) -> SocketAddr {
         self.peer
+    }
+
+    /// Our own address, if the system tells it.
+    pub(crate) fn local(&self) -> Option<SocketAddr> {
+        self.local
     }
 
     /// Bytes that the kernel has taken and the other side has not confirmed; `None` once the connection is gone, 0

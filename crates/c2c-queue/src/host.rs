@@ -1,7 +1,7 @@
 //! Everything that differs between operating systems, in one place.
 //!
-//! Linux is the reference. Elsewhere the plain fallbacks keep every promise of the queue; only the
-//! boot id is missing, so that no capture is ever compared across an unseen restart.
+//! Linux is the reference. macOS and Windows tell their boot by other means; on any other system there is no boot id, so
+//! that no capture is ever compared across an unseen restart.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -21,9 +21,20 @@ pub(crate) fn boot_ms() -> i64 {
     i64::from(time.tv_sec) * 1000 + i64::from(time.tv_nsec) / 1_000_000
 }
 
+/// Milliseconds since the system started, time asleep included.
+#[cfg(windows)]
+pub(crate) fn boot_ms() -> i64 {
+    #[expect(
+        unsafe_code,
+        reason = "a call without arguments that cannot fail; std has none for it"
+    )]
+    let ticks = unsafe { windows_sys::Win32::System::SystemInformation::GetTickCount64() };
+    i64::try_from(ticks).unwrap_or(i64::MAX)
+}
+
 /// Milliseconds since this program first asked: good for measuring, and never compared across runs
 /// because there is no boot id to go with it.
-#[cfg(not(unix))]
+#[cfg(not(any(unix, windows)))]
 pub(crate) fn boot_ms() -> i64 {
     static START: std::sync::OnceLock<std::time::Instant> = std::sync::OnceLock::new();
     let elapsed = START.get_or_init(std::time::Instant::now).elapsed();
@@ -38,10 +49,57 @@ pub(crate) fn boot_id() -> Option<String> {
     (!id.is_empty()).then(|| id.to_owned())
 }
 
+/// The name of the current run of the operating system: the kernel makes a new one at each boot.
+#[cfg(target_os = "macos")]
+pub(crate) fn boot_id() -> Option<String> {
+    static ID: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
+    let ask = || first_line("/usr/sbin/sysctl", &["-n", "kern.bootsessionuuid"]);
+    ID.get_or_init(ask).clone()
+}
+
+/// The name of the current run of the operating system: Windows counts its boots in the registry.
+#[cfg(windows)]
+pub(crate) fn boot_id() -> Option<String> {
+    const KEY: &str = r"HKLM\SYSTEM\CurrentControlSet\Control\Session Manager\Memory Management\PrefetchParameters";
+    static ID: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
+    let ask = || {
+        let line = first_line_with("reg", &["query", KEY, "/v", "BootId"], "REG_DWORD")?;
+        line.split_whitespace()
+            .last()
+            .map(|count| format!("boot-{count}"))
+    };
+    ID.get_or_init(ask).clone()
+}
+
 /// This platform does not tell.
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
+#[cfg(not(any(
+    target_os = "linux",
+    target_os = "android",
+    target_os = "macos",
+    windows
+)))]
 pub(crate) fn boot_id() -> Option<String> {
     None
+}
+
+#[cfg(target_os = "macos")]
+fn first_line(program: &str, arguments: &[&str]) -> Option<String> {
+    first_line_with(program, arguments, "")
+}
+
+/// The first line of what a program of the system prints that is not empty and has `word` in it.
+#[cfg(any(target_os = "macos", windows))]
+fn first_line_with(program: &str, arguments: &[&str], word: &str) -> Option<String> {
+    let output = std::process::Command::new(program)
+        .args(arguments)
+        .output()
+        .ok()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let line = text
+        .lines()
+        .map(str::trim)
+        .find(|line| !line.is_empty() && line.contains(word));
+    line.filter(|_| output.status.success()).map(str::to_owned)
 }
 
 /// The bytes of a path that is not Unicode.

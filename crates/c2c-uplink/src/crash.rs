@@ -4,7 +4,7 @@
 //! `C2C_CRASH=NAME[:N]` makes the process kill itself with SIGKILL when it passes the point NAME for the Nth time.
 
 /// Every point, in the order of the way of the data.
-pub const POINTS: [&str; 19] = [
+pub const POINTS: [&str; 24] = [
     "add.before",
     "add.after",
     "register.claimed",
@@ -15,12 +15,17 @@ pub const POINTS: [&str; 19] = [
     "chunk.sending",
     "chunk.answered",
     "chunk.stored",
+    "setback.judged",
+    "setback.stored",
     "delivered",
     "sealed",
+    "pair.answered",
     "pair.stored",
     "refresh.begin",
+    "refresh.begun",
     "refresh.answered",
     "refresh.stored",
+    "lost.stored",
     "airlock.closing",
     "airlock.stored",
     "shutdown",

@@ -1,6 +1,8 @@
 //! What all workers share, and how a fault becomes a verdict in the queue.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -8,10 +10,11 @@ use c2c_protocol::{Client, RefusalBody};
 use c2c_queue::{
     Attempt, Clock, Holder, Lease, Media, Operation, Outcome, Queue, QueueError, Setback, Verdict,
 };
-use tokio::sync::{Notify, broadcast};
+use tokio::sync::{Notify, broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::connection::{Connection, Standing};
+use crate::crash;
 use crate::event::Event;
 use crate::link::Link;
 use crate::progress::Board;
@@ -37,10 +40,14 @@ pub(crate) struct Engine {
     pub(crate) wake: Notify,
     /// Something changed that may have made the queue idle.
     pub(crate) settled: Notify,
+    /// Results that are being stored, whose events nobody has seen yet.
+    pub(crate) reports: AtomicUsize,
     pub(crate) stop: CancellationToken,
     pub(crate) process: String,
     /// 402: no registrations while this is set.
     pub(crate) account_limit: AtomicBool,
+    /// Addresses that this unit just lost: connections from them are dead.
+    pub(crate) addresses_lost: watch::Sender<BTreeSet<IpAddr>>,
     pub(crate) jitter: Mutex<fastrand::Rng>,
 }
 
@@ -67,7 +74,24 @@ impl From<Fault> for Trouble {
     }
 }
 
+/// A result on its way into the queue and out as an event. While there is one, the queue does not count as idle: who waits for
+/// the end sees everything that led to it.
+pub(crate) struct Report<'a>(&'a Engine);
+
+impl Drop for Report<'_> {
+    fn drop(&mut self) {
+        self.0.reports.fetch_sub(1, Ordering::SeqCst);
+        self.0.settled.notify_waiters();
+    }
+}
+
 impl Engine {
+    /// Call it before a result is stored, and drop it after its event was sent.
+    pub(crate) fn report(&self) -> Report<'_> {
+        self.reports.fetch_add(1, Ordering::SeqCst);
+        Report(self)
+    }
+
     pub(crate) fn jitter(&self) -> f64 {
         self.jitter
             .lock()
@@ -196,6 +220,8 @@ impl Engine {
             bytes_wasted: trouble.bytes_wasted,
             drop_parts: judged.drop_parts,
         };
+        let _report = self.report();
+        crash::point("setback.judged");
         let stored = match operation {
             Operation::Register => self.queue.registration_failed(lease, setback).await,
             Operation::Transfer => self.queue.chunk_failed(lease, setback).await,
@@ -206,6 +232,7 @@ impl Engine {
             Err(QueueError::LeaseLost(_)) => return Ok(()),
             Err(error) => return Err(error),
         };
+        crash::point("setback.stored");
         if trouble.fault.effect() == Effect::StopRegistering {
             self.account_limit.store(true, Ordering::Relaxed);
         }

@@ -1,4 +1,4 @@
-//! What is particular to one operating system: volumes, file identity and the routes to the network.
+//! What is particular to one operating system: volumes and the identity of files.
 //!
 //! Linux is complete; elsewhere the plain fallbacks know less and the callers poll.
 
@@ -98,11 +98,6 @@ pub(crate) fn relocate(
     let within = path.strip_prefix(&volume.mount_point).ok()?;
     let now = volumes.iter().find(|mounted| mounted.id == volume.id)?;
     Some((now.mount_point.join(within), now.clone()))
-}
-
-/// A text that changes whenever a route or an address of this unit does; empty where that cannot be told.
-pub(crate) fn network_fingerprint() -> String {
-    platform::network_fingerprint()
 }
 
 #[cfg(target_os = "linux")]
@@ -216,31 +211,6 @@ mod platform {
                 || PLACES.iter().any(|place| mount_point.starts_with(place)))
     }
 
-    pub(super) fn network_fingerprint() -> String {
-        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-        let mut routes: Vec<String> = read("/proc/net/route")
-            .lines()
-            .skip(1)
-            // Interface, destination, gateway and mask; the counters after them change by themselves.
-            .map(|line| {
-                let fields: Vec<&str> = line.split_whitespace().collect();
-                [0, 1, 2, 7]
-                    .iter()
-                    .filter_map(|&index| fields.get(index).copied())
-                    .collect::<Vec<_>>()
-                    .join(" ")
-            })
-            .collect();
-        routes.extend(read("/proc/net/if_inet6").lines().map(str::to_owned));
-        routes.extend(
-            read("/proc/net/fib_trie")
-                .lines()
-                .filter(|line| line.contains("|--"))
-                .map(|line| line.trim().to_owned()),
-        );
-        routes.join("\n")
-    }
-
     #[cfg(test)]
     mod tests {
         use super::*;
@@ -268,9 +238,5 @@ mod platform {
 
     pub(super) fn volumes() -> Vec<Volume> {
         Vec::new()
-    }
-
-    pub(super) fn network_fingerprint() -> String {
-        String::new()
     }
 }

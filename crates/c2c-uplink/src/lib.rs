@@ -3,7 +3,7 @@
 //! Media once accepted by [`Uplink::add`] is delivered, or rests with a reason that a person can act on. The files of this
 //! crate follow the way of the data: `intake` (a path becomes a media), `register` (a media becomes an asset with chunks),
 //! `transfer` (chunks become bytes on the wire), `settle` (what follows a fault: pure policy). They are served by
-//! `connection` (pairing, tokens, the airlock between projects), `link` (the way to the internet), `time` (the moment of
+//! `connection` (pairing, tokens, the airlock between projects), `link` and `network` (the way to the internet), `time` (the moment of
 //! capture and the offset), `progress`, `upkeep`, and started and watched by `supervisor`.
 
 pub mod crash;
@@ -15,6 +15,7 @@ mod event;
 mod host;
 mod intake;
 mod link;
+mod network;
 mod progress;
 mod register;
 mod settings;

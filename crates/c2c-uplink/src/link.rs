@@ -167,10 +167,14 @@ impl Link {
         false
     }
 
-    /// The network changed: old connections are dead, and waiting is pointless.
-    pub(crate) fn network_changed(&self) {
+    /// The network changed: idle connections may be dead, and whether the service can be reached is asked at once.
+    pub(crate) async fn network_changed(&self) {
         self.client.drop_idle();
-        self.nudge.notify_one();
+        if self.is_online() {
+            self.judge().await;
+        } else {
+            self.nudge.notify_one();
+        }
     }
 
     /// Brings the link back: runs for ever, sleeping while it is online.

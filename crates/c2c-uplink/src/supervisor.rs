@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 
 use crate::engine::Engine;
 use crate::transfer::BufferPool;
-use crate::{register, transfer, upkeep};
+use crate::{network, register, transfer, upkeep};
 
 /// Time that tasks get to finish what they do not want to be interrupted in.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -38,7 +38,7 @@ impl Supervisor {
         supervisor.keep("upkeep", upkeep::look_after);
         supervisor.keep("seal", upkeep::seal);
         supervisor.keep("connection", upkeep::keep_connection);
-        supervisor.keep("network", upkeep::watch_network);
+        supervisor.keep("network", network::watch);
         supervisor.keep("link", |engine| async move {
             engine.link.keep(&engine.stop, || engine.jitter()).await;
         });

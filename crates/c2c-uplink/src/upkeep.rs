@@ -241,6 +241,7 @@ async fn apply(engine: &Engine, media: Media, found: Found) -> Result<(), QueueE
 }
 
 async fn cancel(engine: &Engine, media: &Media, words: String) -> Result<(), QueueError> {
+    let _report = engine.report();
     engine.queue.file_gone(media.id, words.clone()).await?;
     engine.emit(Event::Cancelled {
         media: media.id,
@@ -256,7 +257,13 @@ pub(crate) async fn seal(engine: Arc<Engine>) {
         match seal_all(&engine).await {
             Ok(()) => {}
             Err(QueueError::Closed) => return,
-            Err(error) => engine.store_trouble(&error).await,
+            Err(error) => {
+                engine.store_trouble(&error).await;
+                if engine.stop.is_cancelled() {
+                    return;
+                }
+                continue;
+            }
         }
         loop {
             tokio::select! {
@@ -424,28 +431,4 @@ async fn tend(engine: &Engine, presence: Duration) -> Result<(), NoToken> {
         engine.changed();
     }
     Ok(())
-}
-
-/// Notices when a route or an address changes: old connections are dead then. Until the shutdown.
-pub(crate) async fn watch_network(engine: Arc<Engine>) {
-    const PERIOD: Duration = Duration::from_secs(2);
-    let read = || async {
-        tokio::task::spawn_blocking(host::network_fingerprint)
-            .await
-            .unwrap_or_default()
-    };
-    let mut before = read().await;
-    loop {
-        tokio::select! {
-            _ = engine.stop.cancelled() => return,
-            // Real time: the kernel does not run on our clock.
-            _ = tokio::time::sleep(PERIOD) => {}
-        }
-        let now = read().await;
-        if now != before {
-            tracing::info!("the network changed");
-            engine.link.network_changed();
-            before = now;
-        }
-    }
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use c2c_protocol::{Client, ClientConfig, ResolveOverride, SecretString, Trust, load_ca_file};
@@ -207,7 +207,7 @@ impl Uplink {
         Ok(Progress::new(status, active, sum, &self.engine.board, now))
     }
 
-    /// Waits until every media is delivered or rests with a reason.
+    /// Waits until every media is delivered or rests with a reason. The events that led there were sent by then.
     ///
     /// A unit that is not paired, a link that is down or a paused channel are waits, not rests: this goes on waiting.
     ///
@@ -215,15 +215,22 @@ impl Uplink {
     ///
     /// The store cannot be read, or the uplink is shutting down.
     pub async fn wait_idle(&self) -> Result<QueueStatus, UplinkError> {
+        // Another project empties the queue; that shows in the standing alone.
+        let mut standing = self.engine.connection.watch_standing();
         loop {
             let mut settled = pin!(self.engine.settled.notified());
             settled.as_mut().enable();
+            standing.mark_unchanged();
             let status = self.engine.queue.status().await?;
-            if status.active() == 0 && (status.held == 0 || !self.waits_by_itself().await?) {
+            if status.active() == 0
+                && (status.held == 0 || !self.waits_by_itself().await?)
+                && self.engine.reports.load(Ordering::SeqCst) == 0
+            {
                 return Ok(status);
             }
             tokio::select! {
                 _ = settled => {}
+                _ = standing.changed() => {}
                 _ = self.engine.stop.cancelled() => return Err(UplinkError::ShuttingDown),
             }
         }
@@ -556,9 +563,11 @@ impl UplinkBuilder {
             events,
             wake: Notify::new(),
             settled: Notify::new(),
+            reports: AtomicUsize::new(0),
             stop,
             process,
             account_limit: AtomicBool::new(false),
+            addresses_lost: tokio::sync::watch::Sender::default(),
             jitter: std::sync::Mutex::new(fastrand::Rng::with_seed(seed)),
         };
         Ok(Uplink {

@@ -260,6 +260,7 @@ impl Connection {
         self.standing.send_replace(Standing::Unconfirmed);
         crash::point("refresh.begin");
         self.queue.begin_refresh().await?;
+        crash::point("refresh.begun");
         let mut answer = self.ask_refresh(&refresh_token).await?;
         if answer.as_ref().is_err_and(may_have_been_spent) && self.link.judge().await {
             // The answer was lost. The token may still be good, and asking is the only way to know.
@@ -346,6 +347,7 @@ impl Connection {
 
     /// Takes over the tokens of a fresh pairing.
     pub(crate) async fn paired(&self, tokens: Tokens) -> Result<Identity, UplinkError> {
+        crash::point("pair.answered");
         self.standing.send_replace(Standing::Unconfirmed);
         {
             let mut held = self.held.lock().await;
@@ -371,6 +373,7 @@ impl Connection {
 
     async fn lose(&self, held: &mut Held, words: String) -> Result<(), c2c_queue::QueueError> {
         self.queue.forget_tokens(words.clone()).await?;
+        crash::point("lost.stored");
         *held = Held::default();
         self.standing.send_replace(Standing::PairAgain {
             words: words.clone(),

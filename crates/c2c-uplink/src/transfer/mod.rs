@@ -117,6 +117,7 @@ async fn handle(
     } = &claim;
     match ended {
         Attempted::Sent(proof) => {
+            let _report = engine.report();
             crash::point("chunk.answered");
             let sent = match engine.queue.chunk_sent(lease, proof).await {
                 Ok(sent) => sent,
@@ -233,6 +234,7 @@ async fn attempt(
             .client
             .put_chunk(&url, &media.filetype, chunk.length, body, &meter)
     );
+    let mut lost = engine.addresses_lost.subscribe();
     let begun = engine.clock.boot().0;
     let limit = engine
         .settings
@@ -245,6 +247,13 @@ async fn attempt(
             result = &mut put => break result,
             _ = pass.cancelled() => {
                 return Ok(Attempted::Abandoned { bytes_wasted: meter.acknowledged() });
+            }
+            Ok(()) = lost.changed() => {
+                let local = meter.local().map(|address| address.ip());
+                if local.is_some_and(|address| lost.borrow_and_update().contains(&address)) {
+                    tracing::info!(media = %media.id, chunk = chunk.number, "the address it was sent from is gone");
+                    return Ok(Attempted::Abandoned { bytes_wasted: meter.acknowledged() });
+                }
             }
             _ = engine.clock.sleep(TICK) => {
                 let now = engine.clock.boot().0;
