@@ -373,3 +373,42 @@ async fn a_new_key_costs_urls_and_tokens_but_no_media() {
         MediaState::Registering
     );
 }
+
+#[tokio::test]
+async fn a_full_disk_refuses_and_is_survived() {
+    let dir = tempfile::tempdir().unwrap();
+    let queue = open(dir.path());
+    let limit = async |pages: i64| {
+        let set = move |tx: &Tx<'_>| {
+            let used: i64 = tx.db.query_row("PRAGMA page_count", [], |row| row.get(0))?;
+            let sql = format!("PRAGMA max_page_count = {}", used + pages);
+            Ok(tx.db.query_row(&sql, [], |row| row.get::<_, i64>(0))?)
+        };
+        queue.write("limit the file", set).await.unwrap();
+    };
+    limit(20).await;
+    let mut accepted = 0;
+    let error = loop {
+        let media = (0..50)
+            .map(|number| clip(&format!("{accepted}-{number}"), 1))
+            .collect();
+        match queue.add(media).await {
+            Ok(_) => accepted += 50,
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(&error, QueueError::Sqlite { .. }), "{error}");
+    assert!(error.to_string().contains("full"), "{error}");
+    assert_eq!(
+        queue.status().await.unwrap().of(MediaState::Queued).media,
+        accepted,
+        "all of an add, or nothing"
+    );
+    limit(1_000).await;
+    queue.add(vec![clip("after", 1)]).await.unwrap();
+    assert_eq!(
+        queue.list(None, None, 100_000).await.unwrap().len() as u64,
+        accepted + 1
+    );
+    queue.close().await.unwrap();
+}
