@@ -20,6 +20,7 @@ use crate::link::Link;
 use crate::progress::Board;
 use crate::settings::Settings;
 use crate::settle::{Effect, Fault, Situation, decide};
+use crate::source::Hung;
 use crate::time::TimeKeeper;
 use crate::transfer::Airgate;
 
@@ -46,6 +47,8 @@ pub(crate) struct Engine {
     pub(crate) process: String,
     /// 402: no registrations while this is set.
     pub(crate) account_limit: AtomicBool,
+    /// File systems that do not answer.
+    pub(crate) hung: Hung,
     /// Addresses that this unit just lost: connections from them are dead.
     pub(crate) addresses_lost: watch::Sender<BTreeSet<IpAddr>>,
     pub(crate) jitter: Mutex<fastrand::Rng>,
@@ -194,6 +197,7 @@ impl Engine {
             operation,
             attempt,
             registrations: media.registrations,
+            link_up: self.link.is_online(),
             now: self.time.now(),
             jitter: self.jitter(),
         };
@@ -263,6 +267,8 @@ impl Engine {
                 (300..400).contains(&refusal.status)
                     || matches!(refusal.body, RefusalBody::Html)
                     || matches!(refusal.status, 404 | 407 | 511)
+                    // Of the API: is it this request, or the whole service?
+                    || (upload_host.is_none() && refusal.status >= 500)
             }
             _ => false,
         };

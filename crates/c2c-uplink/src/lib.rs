@@ -20,6 +20,7 @@ mod progress;
 mod register;
 mod settings;
 mod settle;
+mod source;
 mod supervisor;
 mod time;
 mod transfer;

@@ -47,6 +47,8 @@ pub enum LinkFault {
     Captive,
     /// The connection is there, but the service does not answer.
     Silent,
+    /// The service answers its own health check with an error.
+    Service,
     /// The API answers, the host for uploads cannot be reached.
     Uploads,
 }
@@ -243,6 +245,13 @@ impl Link {
                     "a page instead of Frame.io; sign in to this Wi-Fi".into(),
                 )
             }
+            ErrorKind::Refused(refusal) if refusal.status >= 500 => offline(
+                LinkFault::Service,
+                format!(
+                    "Frame.io is reached but in trouble (status {}); waiting for it",
+                    refusal.status
+                ),
+            ),
             // The service answers, even if unhappily: the link is not to blame.
             ErrorKind::Refused(_) => LinkState::Online,
             ErrorKind::Answer(_) => offline(

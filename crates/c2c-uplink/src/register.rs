@@ -7,9 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use c2c_protocol::{Asset, ChunkPlan, CreateAsset, ErrorKind, Reached, SecretString};
-use c2c_queue::{
-    Claim, FileFacts, Media, NewAsset, NewChunk, Operation, QueueError, RegistrationClaim,
-};
+use c2c_queue::{Claim, Media, NewAsset, NewChunk, Operation, QueueError, RegistrationClaim};
 
 use futures_util::FutureExt;
 
@@ -17,16 +15,14 @@ use crate::connection::NoToken;
 use crate::crash;
 use crate::engine::{Engine, Trouble, panic_words, server_words};
 use crate::event::Event;
-use crate::host;
 use crate::settings::OrganiseBy;
 use crate::settle::{Fault, TRIES, classify_create};
+use crate::source;
 use crate::time::Offset;
 use crate::transfer::Pass;
 
 /// While the account is over its limits, one registration is tried this often.
 const ACCOUNT_PROBE: Duration = Duration::from_secs(600);
-/// A file whose modification time is younger than this may still be written to.
-pub(crate) const SETTLE: Duration = Duration::from_secs(5);
 
 /// The one registration worker: registers media, a bounded number of chunks ahead of the senders, until the shutdown.
 pub(crate) async fn work(engine: Arc<Engine>) {
@@ -138,6 +134,7 @@ async fn handle(
             Ok(())
         }
         Attempted::Trouble(trouble) => {
+            pace.trouble(&trouble.fault, engine.clock.boot().0);
             engine
                 .settle(&lease, &media, Operation::Register, number, trouble)
                 .await
@@ -177,15 +174,16 @@ async fn attempt(
         media,
         attempt,
     } = claim;
-    if attempt.number > TRIES {
+    // A final try that ended without a report was the final one all the same.
+    if attempt.number > if attempt.final_try { 1 } else { TRIES } {
         return Ok(Attempted::Trouble(Fault::WorkerLost.into()));
     }
-    let facts = match look(media).await {
-        Ok(facts) => facts,
+    let facts = match source::open(media, &engine.hung).await {
+        Ok((_, facts)) => facts,
         Err(fault) => return Ok(Attempted::Trouble(fault.into())),
     };
-    if let Some(words) = crate::upkeep::difference(&media.facts, &facts) {
-        if crate::upkeep::is_fresh(&facts, engine.clock.wall()) {
+    if let Some(words) = source::difference(&media.facts, &facts) {
+        if source::is_fresh(&facts, engine.clock.wall()) {
             return Ok(Attempted::Trouble(Fault::FileChanging.into()));
         }
         engine
@@ -243,7 +241,7 @@ async fn attempt(
             }
         }
     };
-    crash::point("register.sent");
+    crash::point("register.sending");
     let sent_at = engine.time.boot();
     let answer = tokio::select! {
         answer = answer => answer,
@@ -325,30 +323,11 @@ fn created(engine: &Engine, asset: Asset, size: u64, offset: Option<u64>) -> Att
     }))
 }
 
-/// The file as it is now, on its volume wherever that is mounted.
-async fn look(media: &Media) -> Result<FileFacts, Fault> {
-    let (path, media) = (media.path.clone(), media.clone());
-    let looked = tokio::task::spawn_blocking(move || match std::fs::File::open(&path) {
-        Ok(file) => match file.metadata() {
-            Ok(metadata) => Ok(host::facts_of(&metadata)),
-            Err(error) => Err(Fault::Unreadable {
-                words: error.to_string(),
-            }),
-        },
-        Err(error) => Err(crate::upkeep::fault_of_open(&media, &error)),
-    });
-    match looked.await {
-        Ok(looked) => looked,
-        Err(panic) => Err(Fault::Program {
-            words: panic.to_string(),
-        }),
-    }
-}
-
 /// Keeps creates within the service's rate, by its headers where it sends them.
 struct Pace {
     interval_ms: i64,
     next_ms: i64,
+    refusals: u32,
 }
 
 impl Pace {
@@ -357,6 +336,7 @@ impl Pace {
         Pace {
             interval_ms,
             next_ms: i64::MIN,
+            refusals: 0,
         }
     }
 
@@ -369,7 +349,25 @@ impl Pace {
         self.next_ms = self.next_ms.max(now_ms - 4 * self.interval_ms) + self.interval_ms;
     }
 
+    /// The service asks for less: the other media wait, too, each time twice as long.
+    fn trouble(&mut self, fault: &Fault, now_ms: i64) {
+        let (Fault::RateLimited(asked) | Fault::SlowDown(asked)) = fault else {
+            return;
+        };
+        self.refusals = (self.refusals + 1).min(6);
+        let asked = [asked.delay, asked.refill]
+            .into_iter()
+            .flatten()
+            .max()
+            .unwrap_or_default();
+        let wait = Duration::from_millis(500 << self.refusals)
+            .max(asked)
+            .min(Duration::from_secs(3600));
+        self.next_ms = self.next_ms.max(now_ms + wait.as_millis() as i64);
+    }
+
     fn learn(&mut self, limit: Option<&c2c_protocol::RateLimit>, now_ms: i64) {
+        self.refusals = 0;
         if let Some(limit) = limit
             && limit.remaining == Some(0)
             && let Some(window) = limit.window

@@ -4,76 +4,24 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use c2c_queue::{FileFacts, Hold, Media, MediaState, QueueError, Receipt, WallTime};
+use c2c_queue::{FileFacts, Hold, Media, MediaId, MediaState, QueueError, Receipt, WallTime};
 use sha2::{Digest, Sha256};
+use tokio::task::JoinHandle;
 
 use crate::connection::{NoToken, Standing};
 use crate::crash;
 use crate::engine::Engine;
 use crate::event::Event;
 use crate::host;
-use crate::register::SETTLE;
 use crate::settle::Fault;
+use crate::source::{difference, fault_of_open, is_fresh};
 
-/// What differs between two looks at a file, for a person; `None` if nothing does.
-pub(crate) fn difference(was: &FileFacts, is: &FileFacts) -> Option<String> {
-    if was.size != is.size {
-        Some(format!(
-            "its size went from {} to {} bytes",
-            was.size, is.size
-        ))
-    } else if was.mtime_ns != is.mtime_ns {
-        Some("it was modified".into())
-    } else {
-        // The number of the device changes when a volume is mounted elsewhere; the number of the file does not.
-        let same = match (was.file_id, is.file_id) {
-            (Some(was), Some(is)) => was.file == is.file,
-            _ => true,
-        };
-        (!same).then(|| "it was replaced by another file".into())
-    }
-}
-
-/// Whether the file may still be written to: its modification is only just past.
-pub(crate) fn is_fresh(facts: &FileFacts, wall: WallTime) -> bool {
-    let age = wall.0 - facts.mtime_ns.div_euclid(1_000_000);
-    (-2_000..SETTLE.as_millis() as i64).contains(&age)
-}
-
-/// What it means that a media's file cannot be opened.
-pub(crate) fn fault_of_open(media: &Media, error: &std::io::Error) -> Fault {
-    if error.kind() != std::io::ErrorKind::NotFound
-        && error.kind() != std::io::ErrorKind::NotADirectory
-    {
-        return Fault::Unreadable {
-            words: error.to_string(),
-        };
-    }
-    match &media.volume {
-        Some(volume) if volume.removable => {
-            let mounted = host::volumes();
-            match host::relocate(&media.path, volume, &mounted) {
-                None => Fault::VolumeAway,
-                // Mounted elsewhere: upkeep finds the file there and releases the hold with its new path.
-                Some((path, _)) if path != media.path && path.exists() => Fault::VolumeAway,
-                Some(_) => gone(media),
-            }
-        }
-        _ => gone(media),
-    }
-}
-
-fn gone(media: &Media) -> Fault {
-    Fault::FileGone {
-        words: format!("the file {} is gone", media.path.display()),
-    }
-}
-
-/// Leases, files, receipts: every few seconds, until the shutdown.
+/// Leases and files: every few seconds, until the shutdown.
 pub(crate) async fn look_after(engine: Arc<Engine>) {
     const PERIOD: Duration = Duration::from_secs(5);
+    let mut looker = Looker::default();
     loop {
-        if let Err(error) = round(&engine).await {
+        if let Err(error) = round(&engine, &mut looker).await {
             if matches!(error, QueueError::Closed) {
                 return;
             }
@@ -86,7 +34,7 @@ pub(crate) async fn look_after(engine: Arc<Engine>) {
     }
 }
 
-async fn round(engine: &Engine) -> Result<(), QueueError> {
+async fn round(engine: &Engine, looker: &mut Looker) -> Result<(), QueueError> {
     engine.time.watch_wall();
     let recovered = engine.queue.recover_expired().await?;
     if !recovered.is_empty() {
@@ -96,47 +44,58 @@ async fn round(engine: &Engine) -> Result<(), QueueError> {
         );
         engine.changed();
     }
-    if !engine.connection.is_paused()
-        && matches!(engine.connection.standing(), Standing::Paired { .. })
-    {
+    let standing = engine.connection.standing();
+    if matches!(standing, Standing::Paired { paused: false }) {
         let resumed = engine.queue.unhold_all(Hold::ChannelPaused).await?;
         if !resumed.is_empty() {
             engine.changed();
         }
     }
-    look_at_files(engine).await
+    looker.look(engine).await
 }
 
-/// Every unfinished media: is its file still there, and the same?
-async fn look_at_files(engine: &Engine) -> Result<(), QueueError> {
-    const PAGE: u32 = 500;
-    let unfinished = vec![
-        MediaState::Queued,
-        MediaState::Transferring,
-        MediaState::Parked,
-    ];
-    let mut after = None;
-    loop {
-        let page = engine
-            .queue
-            .list(Some(unfinished.clone()), after, PAGE)
-            .await?;
-        let Some(last) = page.last().map(|media| media.id) else {
+/// Goes around the unfinished media, a page at a time: is the file of each still there, and the same?
+#[derive(Default)]
+struct Looker {
+    after: Option<MediaId>,
+    /// A look that is still under way: on a dead network drive it takes as long as the drive is dead.
+    looking: Option<JoinHandle<Vec<(Media, Found)>>>,
+}
+
+impl Looker {
+    async fn look(&mut self, engine: &Engine) -> Result<(), QueueError> {
+        const PAGE: u32 = 500;
+        if self.looking.is_none() {
+            let states = vec![
+                MediaState::Queued,
+                MediaState::Transferring,
+                MediaState::Parked,
+            ];
+            let page = engine.queue.list(Some(states), self.after, PAGE).await?;
+            // After the last page, from the start again.
+            let full = page.len() as u32 == PAGE;
+            self.after = page.last().filter(|_| full).map(|media| media.id);
+            if page.is_empty() {
+                return Ok(());
+            }
+            let wall = engine.clock.wall();
+            self.looking = Some(tokio::task::spawn_blocking(move || {
+                let mounted = host::volumes();
+                let look =
+                    |media: Media| look_at(&media, &mounted, wall).map(|found| (media, found));
+                page.into_iter().filter_map(look).collect()
+            }));
+        }
+        let Some(looking) = &mut self.looking else {
             return Ok(());
         };
-        after = Some(last);
-        let full = page.len() as u32 == PAGE;
-        let wall = engine.clock.wall();
-        let found = tokio::task::spawn_blocking(move || {
-            let mounted = host::volumes();
-            page.into_iter()
-                .filter_map(|media| look_at(&media, &mounted, wall).map(|found| (media, found)))
-                .collect::<Vec<_>>()
-        });
-        let Ok(found) = found.await else {
+        let Ok(found) = tokio::time::timeout(Duration::from_secs(10), looking).await else {
+            tracing::warn!("a file system with media does not answer");
             return Ok(());
         };
-        for (media, found) in found {
+        self.looking = None;
+        engine.hung.clear();
+        for (media, found) in found.unwrap_or_default() {
             if matches!(found, Found::CaptureMayBeKnown)
                 && !engine.time.prepare(&media.capture).await?.is_exact()
             {
@@ -144,9 +103,7 @@ async fn look_at_files(engine: &Engine) -> Result<(), QueueError> {
             }
             apply(engine, media, found).await?;
         }
-        if !full || engine.stop.is_cancelled() {
-            return Ok(());
-        }
+        Ok(())
     }
 }
 

@@ -567,6 +567,7 @@ impl UplinkBuilder {
             stop,
             process,
             account_limit: AtomicBool::new(false),
+            hung: Default::default(),
             addresses_lost: tokio::sync::watch::Sender::default(),
             jitter: std::sync::Mutex::new(fastrand::Rng::with_seed(seed)),
         };

@@ -28,6 +28,8 @@ pub struct Situation {
     pub attempt: Attempt,
     /// How many assets were created for the media so far.
     pub registrations: u32,
+    /// Whether the service can be reached at all, as far as the link knows.
+    pub link_up: bool,
     /// The wall clock, corrected by the server where possible; only to read a `Retry-After` date.
     pub now: SystemTime,
     /// From 0 up to, not including, 1.
@@ -64,14 +66,21 @@ pub fn backoff(number: u32, base: Duration, cap: Duration, jitter: f64) -> Durat
 pub fn decide(fault: &Fault, at: &Situation) -> Judged {
     let number = at.attempt.number.max(1);
     match fault {
-        // The link: nobody is charged. The wait ends early for all when the link is back.
-        Fault::Unreachable { .. } | Fault::MiddleBox { .. } => {
-            uncounted(backoff(3, BASE, CAP, at.jitter))
+        // The link: nobody is charged. While it is down the gate is closed, and when it opens all go on at once; if only
+        // this request was caught by something on the way, it should not be repeated too eagerly.
+        Fault::Unreachable { .. } | Fault::MiddleBox { .. } | Fault::Untrusted { .. } => {
+            let eager = Duration::from_secs(5);
+            uncounted(if at.link_up {
+                eager + eager.mul_f64(at.jitter)
+            } else {
+                Duration::ZERO
+            })
         }
-        Fault::Untrusted { .. } => uncounted(backoff(3, BASE, CAP, at.jitter)),
         Fault::Interrupted { link_up: false, .. } | Fault::Stalled { link_up: false, .. } => {
-            uncounted(backoff(1, BASE, CAP, at.jitter))
+            uncounted(Duration::ZERO)
         }
+        // The whole service is down: no media is to blame for that, whatever the status says.
+        Fault::ServerError | Fault::Infrastructure(_) if !at.link_up => uncounted(Duration::ZERO),
         Fault::Interrupted { link_up: true, .. } | Fault::Stalled { link_up: true, .. } => {
             counted(at, TRIES, CAP)
         }

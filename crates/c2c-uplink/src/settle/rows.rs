@@ -22,6 +22,7 @@ fn at(number: u32, round: u32) -> Situation {
             final_try: false,
         },
         registrations: 1,
+        link_up: true,
         now: UNIX_EPOCH + Duration::from_secs(1_000_000),
         jitter: 0.5,
     }
@@ -299,6 +300,17 @@ fn r20_trouble_in_between_honours_retry_after() {
         panic!()
     };
     assert_eq!(after, Duration::from_secs(70));
+}
+
+#[test]
+fn r20_r22_a_service_that_is_down_altogether_costs_nobody_a_try() {
+    for fault in [Fault::Infrastructure(Asked::default()), Fault::ServerError] {
+        let down = Situation {
+            link_up: false,
+            ..at(TRIES, ROUNDS)
+        };
+        assert!(is_uncounted(&decide(&fault, &down).verdict), "{fault:?}");
+    }
 }
 
 #[test]

@@ -19,6 +19,7 @@ use crate::event::Event;
 use crate::host;
 use crate::progress::Flight;
 use crate::settle::{Fault, TRIES, classify_put};
+use crate::source;
 
 pub(crate) use airgate::{Airgate, Pass};
 pub(crate) use body::{BufferPool, FileRange};
@@ -107,7 +108,11 @@ async fn handle(
     pass: Pass,
 ) -> Result<(), QueueError> {
     let _stay = &pass;
-    let ended = attempt(engine, pool, &claim, &pass).await?;
+    // Whatever it waits for, even a dead disk, it leaves when it must.
+    let ended = tokio::select! {
+        ended = attempt(engine, pool, &claim, &pass) => ended?,
+        _ = pass.cancelled() => Attempted::Abandoned { bytes_wasted: 0 },
+    };
     let ChunkClaim {
         lease,
         media,
@@ -171,7 +176,8 @@ async fn attempt(
         url_age,
         attempt,
     } = claim;
-    if attempt.number > TRIES {
+    // A final try that ended without a report was the final one all the same.
+    if attempt.number > if attempt.final_try { 1 } else { TRIES } {
         return Ok(Attempted::Trouble(Fault::WorkerLost.into()));
     }
     let url = match UploadUrl::parse(url.expose_secret(), engine.settings.allow_plain_loopback) {
@@ -188,29 +194,11 @@ async fn attempt(
     if url.life().unwrap_or(engine.settings.url_life) < *url_age + URL_MARGIN {
         return Ok(Attempted::Trouble(Fault::UrlExpired.into()));
     }
-    let path = media.path.clone();
-    let opened = tokio::task::spawn_blocking(move || {
-        let file = std::fs::File::open(&path)?;
-        let facts = host::facts_of(&file.metadata()?);
-        Ok::<_, std::io::Error>((file, facts))
-    });
-    let (file, facts) = match opened.await {
-        Ok(Ok(opened)) => opened,
-        Ok(Err(error)) => {
-            return Ok(Attempted::Trouble(
-                crate::upkeep::fault_of_open(media, &error).into(),
-            ));
-        }
-        Err(panic) => {
-            return Ok(Attempted::Trouble(
-                Fault::Program {
-                    words: panic.to_string(),
-                }
-                .into(),
-            ));
-        }
+    let (file, facts) = match source::open(media, &engine.hung).await {
+        Ok(opened) => opened,
+        Err(fault) => return Ok(Attempted::Trouble(fault.into())),
     };
-    if let Some(words) = crate::upkeep::difference(&media.facts, &facts) {
+    if let Some(words) = source::difference(&media.facts, &facts) {
         return Ok(Attempted::Trouble(Fault::FileChanged { words }.into()));
     }
     let file = Arc::new(file);
@@ -322,7 +310,7 @@ async fn attempt(
         file.metadata().map(|metadata| host::facts_of(&metadata))
     });
     if let Ok(Ok(now)) = now.await
-        && let Some(words) = crate::upkeep::difference(&media.facts, &now)
+        && let Some(words) = source::difference(&media.facts, &now)
     {
         let words = format!("{words} while it was sent");
         return Ok(Attempted::Trouble(Trouble {
