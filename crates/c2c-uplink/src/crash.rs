@@ -8,7 +8,7 @@ pub const POINTS: [&str; 24] = [
     "add.before",
     "add.after",
     "register.claimed",
-    "register.sent",
+    "register.sending",
     "register.answered",
     "register.stored",
     "chunk.claimed",

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::pin::pin;
 use std::time::Duration;
 
-use c2c_queue::{Added, Media, MediaId, MediaState};
+use c2c_queue::{Added, Media, MediaId, MediaState, StateTally};
 use c2c_uplink::{AddMedia, Event, LinkState, Standing, Uplink};
 use serde::Serialize;
 use tokio::sync::broadcast::error::RecvError;
@@ -118,7 +118,8 @@ pub(crate) async fn deliver(
     let began = Instant::now();
     let mut display = Display::new(terminal);
     let mut events = uplink.events();
-    let mut delivered = Tally::default();
+    // Counted in the queue, not by events: those may be missed.
+    let mut before = uplink.queue().status().await?.of(MediaState::Delivered);
     let mut interrupted = false;
     let mut offline_since = None;
     uplink.start().await;
@@ -137,13 +138,18 @@ pub(crate) async fn deliver(
                 event = events.recv() => match event {
                     Ok(event) => {
                         display.happened(&event)?;
-                        delivered.note(&event);
-                        if let Event::PairAgain { words } = &event {
-                            return Err(not_paired(words));
+                        match &event {
+                            Event::PairAgain { words } => return Err(not_paired(words)),
+                            Event::ProjectChanged { .. } => before = StateTally::default(),
+                            _ => {}
                         }
                     }
-                    // The numbers come from the queue: a missed event is a missed line, nothing more.
-                    Err(RecvError::Lagged(_)) => {}
+                    // A missed event is a missed line, and nothing more.
+                    Err(RecvError::Lagged(_)) => {
+                        if let Standing::PairAgain { words } = uplink.standing() {
+                            return Err(not_paired(&words));
+                        }
+                    }
                     Err(RecvError::Closed) => break,
                 },
                 () = interrupt.wait() => {
@@ -163,19 +169,25 @@ pub(crate) async fn deliver(
     }
     while let Ok(event) = events.try_recv() {
         display.happened(&event)?;
-        delivered.note(&event);
+        if matches!(event, Event::ProjectChanged { .. }) {
+            before = StateTally::default();
+        }
     }
     display.finish();
     let seconds = began.elapsed().as_secs_f64();
+    let after = uplink.queue().status().await?.of(MediaState::Delivered);
     let (count, undelivered) = match wanted {
         Some(wanted) => split(uplink, wanted).await?,
-        None => (delivered.media.len() as u64, everything_else(uplink).await?),
+        None => (
+            after.media.saturating_sub(before.media),
+            everything_else(uplink).await?,
+        ),
     };
     Ok(Summary {
         event: "summary",
         delivered: count,
         undelivered,
-        bytes: delivered.bytes,
+        bytes: after.bytes.saturating_sub(before.bytes),
         seconds,
         interrupted,
     })
@@ -209,22 +221,6 @@ fn not_paired(words: &str) -> Failure {
         Exit::NotPaired,
         format!("{words}; the queue is kept: run `c2c pair`, then `c2c upload`"),
     )
-}
-
-#[derive(Default)]
-struct Tally {
-    media: BTreeSet<MediaId>,
-    bytes: u64,
-}
-
-impl Tally {
-    fn note(&mut self, event: &Event) {
-        if let Event::Delivered { receipt } = event
-            && self.media.insert(receipt.media)
-        {
-            self.bytes += receipt.size;
-        }
-    }
 }
 
 async fn split(uplink: &Uplink, wanted: &[MediaId]) -> Result<(u64, Vec<Undelivered>), Failure> {
