@@ -410,7 +410,8 @@ impl Admin {
 
     // ---- waiting ----
 
-    /// Looks at one consistent moment. The service stands still meanwhile, so be quick.
+    /// Looks at one consistent moment. The service stands still meanwhile: be quick, and use what the snapshot
+    /// offers, for any other control would wait for this look to end, for ever.
     pub fn look<T>(&self, act: impl FnOnce(&Snapshot<'_>) -> T) -> T {
         let now = self.now();
         self.world.read(|state| {
@@ -423,7 +424,7 @@ impl Admin {
     }
 
     /// Waits until a look at the service satisfies the condition. Looks again after every change, and never
-    /// sleeps; conditions on the clock alone are not noticed.
+    /// sleeps; conditions on the clock alone are not noticed. The rules of [`Admin::look`] apply.
     pub async fn wait_until(&self, mut condition: impl FnMut(&Snapshot<'_>) -> bool) {
         let mut changes = self.world.watch();
         loop {

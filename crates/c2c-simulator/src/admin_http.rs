@@ -13,10 +13,12 @@ use axum::middleware::{self, Next};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
+use bytes::Bytes;
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
@@ -173,6 +175,19 @@ fn done(result: Result<(), AdminError>) -> Response {
     }
 }
 
+/// A JSON body that may be left out.
+fn optional<T: Default + DeserializeOwned>(body: &[u8]) -> Result<T, serde_json::Error> {
+    if body.is_empty() {
+        Ok(T::default())
+    } else {
+        serde_json::from_slice(body)
+    }
+}
+
+fn unreadable(error: &serde_json::Error) -> Response {
+    refuse(StatusCode::UNPROCESSABLE_ENTITY, &error.to_string())
+}
+
 async fn announce(desk: State<Desk>) -> Response {
     Json((*desk.announcement).clone()).into_response()
 }
@@ -187,16 +202,14 @@ struct Approval {
     expires_at: Option<SystemTime>,
 }
 
-async fn approve(
-    desk: State<Desk>,
-    Path(code): Path<String>,
-    approval: Option<Json<Approval>>,
-) -> Response {
-    let approval = approval.map(|Json(approval)| approval).unwrap_or_default();
-    done(
-        desk.admin
-            .approve(&code, approval.project_id.as_deref(), approval.expires_at),
-    )
+async fn approve(desk: State<Desk>, Path(code): Path<String>, body: Bytes) -> Response {
+    match optional::<Approval>(&body) {
+        Ok(Approval {
+            project_id,
+            expires_at,
+        }) => done(desk.admin.approve(&code, project_id.as_deref(), expires_at)),
+        Err(error) => unreadable(&error),
+    }
 }
 
 async fn deny(desk: State<Desk>, Path(code): Path<String>) -> Response {
@@ -323,13 +336,17 @@ struct Which {
     channel: u32,
 }
 
-async fn remove_devices(desk: State<Desk>, which: Option<Json<Which>>) -> Response {
-    match which.and_then(|Json(which)| which.client_id) {
-        Some(client_id) => done(desk.admin.remove_device_of(&client_id)),
-        None => {
+async fn remove_devices(desk: State<Desk>, body: Bytes) -> Response {
+    match optional::<Which>(&body) {
+        Ok(Which {
+            client_id: Some(client_id),
+            ..
+        }) => done(desk.admin.remove_device_of(&client_id)),
+        Ok(_) => {
             desk.admin.remove_device();
             done(Ok(()))
         }
+        Err(error) => unreadable(&error),
     }
 }
 
@@ -344,15 +361,21 @@ async fn rename_device(desk: State<Desk>, Json(order): Json<Rename>) -> Response
     done(desk.admin.rename_device(&order.client_id, &order.name))
 }
 
-async fn pause(desk: State<Desk>, which: Option<Json<Which>>) -> Response {
-    let Json(which) = which.unwrap_or_default();
+async fn pause(desk: State<Desk>, body: Bytes) -> Response {
+    let which: Which = match optional(&body) {
+        Ok(which) => which,
+        Err(error) => return unreadable(&error),
+    };
     desk.admin
         .pause_device(which.client_id.as_deref(), which.channel);
     done(Ok(()))
 }
 
-async fn resume(desk: State<Desk>, which: Option<Json<Which>>) -> Response {
-    let Json(which) = which.unwrap_or_default();
+async fn resume(desk: State<Desk>, body: Bytes) -> Response {
+    let which: Which = match optional(&body) {
+        Ok(which) => which,
+        Err(error) => return unreadable(&error),
+    };
     desk.admin
         .resume_device(which.client_id.as_deref(), which.channel);
     done(Ok(()))

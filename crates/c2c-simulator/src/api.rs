@@ -140,12 +140,20 @@ pub(crate) async fn handle(
     }
     exchange.stall_at_start().await;
     exchange.count(length).await;
-    if let Some(answer) = exchange.instead() {
-        return exchange.finish(answer).await;
-    }
     let allowance = exchange
         .world
         .draw(&rate_key(&content, bearer.as_ref()), endpoint);
+    if let Some(mut answer) = exchange.instead() {
+        // Pages come from machines in between, which know nothing of the service's headers.
+        if answer
+            .headers()
+            .get("content-type")
+            .is_none_or(|kind| !kind.as_bytes().starts_with(b"text/html"))
+        {
+            sign_off(&mut answer, allowance);
+        }
+        return exchange.finish(answer).await;
+    }
     let call = Call {
         head: &head,
         content,
@@ -265,27 +273,19 @@ fn rate_key(content: &Content, bearer: Option<&Bearer>) -> String {
         .unwrap_or_default()
 }
 
+/// The headers that every answer of the service carries, unless a fault set them already.
 fn sign_off(answer: &mut Answer, allowance: Allowance) {
-    answer::put(
-        answer,
-        "x-request-id",
-        &uuid::Uuid::new_v4().simple().to_string(),
-    );
-    answer::put(
-        answer,
-        "x-ratelimit-limit",
-        &allowance.limit.limit.to_string(),
-    );
-    answer::put(
-        answer,
-        "x-ratelimit-remaining",
-        &allowance.remaining.to_string(),
-    );
-    answer::put(
-        answer,
-        "x-ratelimit-window",
-        &allowance.limit.window.as_millis().to_string(),
-    );
+    let limit = allowance.limit;
+    for (name, value) in [
+        ("x-request-id", uuid::Uuid::new_v4().simple().to_string()),
+        ("x-ratelimit-limit", limit.limit.to_string()),
+        ("x-ratelimit-remaining", allowance.remaining.to_string()),
+        ("x-ratelimit-window", limit.window.as_millis().to_string()),
+    ] {
+        if !answer.headers().contains_key(name) {
+            answer::put(answer, name, &value);
+        }
+    }
 }
 
 fn header<'a>(head: &'a Head, name: &str) -> Option<&'a str> {

@@ -166,7 +166,8 @@ pub enum Effect {
     /// The connection is reset as soon as the request was recognised; it has no effect.
     DropAnswerless,
     /// Reading stops after this many bytes of the body; the connection stays open and silent until the faults
-    /// are cleared (then the request goes on) or the client closes it.
+    /// are cleared (then the request goes on) or the client closes it. An orderly close behind bytes that are
+    /// not read arrives only when the stall is lifted, as with any peer that stopped reading.
     Stall {
         /// Body bytes read before the stall.
         after_bytes: u64,

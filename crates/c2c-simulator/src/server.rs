@@ -159,8 +159,7 @@ async fn linger(mut stream: TlsStream<Tap>) {
         while stream.read(&mut waste).await? > 0 {}
         std::io::Result::Ok(())
     };
-    match tokio::time::timeout(LINGER, closing).await {
-        Ok(Err(error)) => tracing::trace!(%error, "the client closed without a word"),
-        Ok(Ok(())) | Err(_) => {}
+    if let Ok(Err(error)) = tokio::time::timeout(LINGER, closing).await {
+        tracing::trace!(%error, "the client closed without a word");
     }
 }

@@ -304,10 +304,12 @@ impl World {
     }
 }
 
+type AtEnd = Box<dyn FnOnce(&mut Stats) + Send>;
+
 /// See [`World::counted`].
 pub(crate) struct Counted {
     world: Arc<World>,
-    at_end: Option<Box<dyn FnOnce(&mut Stats) + Send>>,
+    at_end: Option<AtEnd>,
 }
 
 impl Drop for Counted {

@@ -288,7 +288,9 @@ where
     let (host, port, path) = split(url);
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let driver = tokio::spawn(connection);
+    // Dropping the exchange in the middle closes the connection.
+    let mut driver = tokio::task::JoinSet::new();
+    driver.spawn(connection);
     let has_host = headers.iter().any(|(name, _)| *name == "host");
     let mut request = http::Request::builder().method(method).uri(path);
     if !has_host {
@@ -300,7 +302,7 @@ where
     let reply = sender.send_request(request.body(Full::new(body))?).await?;
     let (head, body) = reply.into_parts();
     let body = body.collect().await?.to_bytes();
-    driver.abort();
+    drop(driver);
     Ok(Reply {
         status: head.status.as_u16(),
         headers: head.headers,

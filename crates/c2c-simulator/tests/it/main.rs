@@ -2,6 +2,8 @@
 //!
 //! The client here is written on hyper alone, so that a bug it would share with the product's client cannot hide.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
 mod admin;
 mod assets;
 mod client;
