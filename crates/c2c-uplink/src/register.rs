@@ -39,7 +39,10 @@ pub(crate) async fn work(engine: Arc<Engine>) {
         }
         let wait = pace.wait(engine.clock.boot().0);
         if !wait.is_zero() {
-            engine.clock.sleep(wait).await;
+            tokio::select! {
+                _ = engine.stop.cancelled() => return,
+                _ = engine.clock.sleep(wait) => {}
+            }
         }
         let Some(pass) = engine.airgate.enter().await else {
             continue;

@@ -119,6 +119,8 @@ fn classify_storage_refusal(refusal: &Refusal) -> Fault {
         (403, Some("ExpiredToken")) => Fault::UrlExpired,
         (401 | 403, _) => Fault::SignatureRefused,
         (400, Some("EntityTooLarge" | "EntityTooSmall")) | (405 | 411 | 413, _) => Fault::Malformed,
+        // A middle box does not speak S3's XML about keys: waiting for the link would wait for ever.
+        (404, Some("NoSuchKey" | "NoSuchUpload")) => Fault::UploadGone,
         (404, _) => Fault::MiddleBox {
             words: "status 404 instead of the storage".into(),
         },

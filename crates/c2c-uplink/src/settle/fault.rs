@@ -76,6 +76,8 @@ pub enum Fault {
     Storage(Asked),
     /// The upload URL is too old.
     UrlExpired,
+    /// The storage, in its own words, does not know the key or the upload: the asset was removed.
+    UploadGone,
     /// The storage refuses the signature or the access.
     SignatureRefused,
     /// The storage says that our request is malformed (length, size limits, method).
@@ -162,7 +164,7 @@ impl Fault {
             | Fault::PartsRefused
             | Fault::SignatureRefused
             | Fault::Malformed => Scope::Request,
-            Fault::UrlExpired => Scope::Stale,
+            Fault::UrlExpired | Fault::UploadGone => Scope::Stale,
             Fault::Unreadable { .. }
             | Fault::FileGone { .. }
             | Fault::VolumeAway
@@ -210,6 +212,7 @@ impl Fault {
             Fault::Infrastructure(_) => "infrastructure",
             Fault::Storage(_) => "storage",
             Fault::UrlExpired => "url_expired",
+            Fault::UploadGone => "upload_gone",
             Fault::SignatureRefused => "signature_refused",
             Fault::Malformed => "malformed",
             Fault::DigestMismatch => "digest_mismatch",
@@ -259,6 +262,9 @@ impl Fault {
             Fault::Infrastructure(_) => "the way to Frame.io is in trouble".into(),
             Fault::Storage(_) => "the storage had an error of its own".into(),
             Fault::UrlExpired => "the upload URLs expired; the media is registered again".into(),
+            Fault::UploadGone => {
+                "the storage does not know this upload any more, as if its asset was removed; the media is registered again".into()
+            }
             Fault::SignatureRefused => "the storage refused the signature of the upload URL".into(),
             Fault::Malformed => "the storage says that the request is malformed; please report this".into(),
             Fault::DigestMismatch => "what the storage received differs from what was sent; the chunk is sent again".into(),

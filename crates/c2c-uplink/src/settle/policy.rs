@@ -122,7 +122,7 @@ pub fn decide(fault: &Fault, at: &Situation) -> Judged {
             counted_after(at, TRIES, wait)
         }
 
-        Fault::UrlExpired | Fault::FileChanged { .. } => register_again(at),
+        Fault::UrlExpired | Fault::UploadGone | Fault::FileChanged { .. } => register_again(at),
         Fault::SignatureRefused => {
             if number < 2 {
                 counted(at, TRIES, CAP)

@@ -462,6 +462,23 @@ fn r29_a_middle_box_answers_the_put() {
     costs_nobody_a_try(&create(&portal));
 }
 
+/// The storage itself says that it does not know the key: no waiting helps, another asset may, a bounded number of times.
+#[test]
+fn r29_a_key_that_the_storage_does_not_know() {
+    for code in ["NoSuchKey", "NoSuchUpload"] {
+        let fault = classify_put(&s3(404, code, "The specified key does not exist."), true);
+        assert_eq!(fault, Fault::UploadGone);
+        assert_eq!(fault.effect(), Effect::None);
+        assert!(matches!(
+            verdict(&fault, 1, 1),
+            Verdict::RegisterAgain { counted: false, .. }
+        ));
+        let mut often = at(1, 1);
+        often.registrations = 4;
+        assert_eq!(decide(&fault, &often).verdict, Verdict::Park);
+    }
+}
+
 #[test]
 fn r30_a_stall_counts_unless_the_link_is_dead() {
     has_the_whole_budget(&Fault::Stalled {
@@ -597,6 +614,7 @@ fn any_fault() -> impl Strategy<Value = Fault> {
             ..Asked::default()
         })),
         Just(Fault::UrlExpired),
+        Just(Fault::UploadGone),
         Just(Fault::SignatureRefused),
         Just(Fault::Malformed),
         Just(Fault::DigestMismatch),

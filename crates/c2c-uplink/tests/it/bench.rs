@@ -3,15 +3,19 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use c2c_simulator::{Delivered, Simulator};
+use c2c_simulator::{Delivered, EndpointName, LoggedRequest, SimClock, Simulator};
 use c2c_uplink::queue::{Media, MediaId, MediaState, QueueStatus};
 use c2c_uplink::{ClientSettings, PairingStep, Transfers, Uplink, UplinkBuilder};
 use sha2::{Digest, Sha256};
+
+use crate::clock::TestClock;
 
 /// Everything but the uplink.
 pub(crate) struct Bench {
     pub(crate) sim: Simulator,
     pub(crate) dir: tempfile::TempDir,
+    /// The clock of the unit, where it is not that of this machine.
+    pub(crate) clock: Option<TestClock>,
 }
 
 /// The longest that anything here may take on a slow machine.
@@ -27,7 +31,58 @@ impl Bench {
         Bench {
             sim: builder.start().await.unwrap(),
             dir: tempfile::tempdir().unwrap(),
+            clock: None,
         }
+    }
+
+    /// Both sides live in a time of their own, `factor` times as fast as that of the room; with `0` it stands still and is
+    /// moved by hand.
+    pub(crate) async fn paced(builder: c2c_simulator::Builder, factor: f64) -> Bench {
+        let start = std::time::SystemTime::now();
+        let sim = SimClock::starting_at(start, factor);
+        let clock = TestClock::starting_at(start, factor);
+        let mut bench = Bench::with(builder.clock(sim)).await;
+        bench.clock = Some(clock);
+        bench
+    }
+
+    /// The clock of the unit.
+    pub(crate) fn clock(&self) -> &TestClock {
+        self.clock.as_ref().expect("a bench with a clock")
+    }
+
+    /// Lets time pass at once, on both sides.
+    pub(crate) fn advance(&self, by: Duration) {
+        self.sim.clock().advance(by);
+        self.clock().advance(by);
+    }
+
+    /// Lets time pass in small steps until something is done.
+    pub(crate) async fn drive<T>(&self, step: Duration, done: impl Future<Output = T>) -> T {
+        let mut done = std::pin::pin!(done);
+        let driven = async {
+            loop {
+                tokio::select! {
+                    biased;
+                    value = &mut done => return value,
+                    _ = tokio::time::sleep(Duration::from_millis(2)) => self.advance(step),
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, driven)
+            .await
+            .expect("done in time")
+    }
+
+    /// Lets `span` pass in small steps, so that everything that runs by itself has its turn.
+    pub(crate) async fn pass(&self, span: Duration, step: Duration) {
+        let until = self.clock().elapsed() + span.as_millis() as i64;
+        let passed = async {
+            while self.clock().elapsed() < until {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        self.drive(step, passed).await;
     }
 
     pub(crate) fn state(&self) -> PathBuf {
@@ -35,7 +90,11 @@ impl Bench {
     }
 
     pub(crate) fn uplink(&self) -> UplinkBuilder {
-        Uplink::builder()
+        let builder = match &self.clock {
+            Some(clock) => Uplink::builder().clock(std::sync::Arc::new(clock.clone())),
+            None => Uplink::builder(),
+        };
+        builder
             .state_dir(self.state())
             .client(ClientSettings {
                 id: Some("UNIT-1".into()),
@@ -144,6 +203,24 @@ impl Bench {
         }
     }
 
+    /// The requests to one endpoint, oldest first.
+    pub(crate) fn requests(&self, endpoint: EndpointName) -> Vec<LoggedRequest> {
+        let mut requests = self.sim.admin().requests();
+        requests.retain(|request| request.endpoint == endpoint);
+        requests
+    }
+
+    /// How many assets were asked for under this name.
+    pub(crate) fn creates(&self, name: &str) -> usize {
+        self.requests(EndpointName::CreateAsset)
+            .iter()
+            .filter(|request| {
+                let create = request.create.as_ref();
+                create.and_then(|create| create.name.as_deref()) == Some(name)
+            })
+            .count()
+    }
+
     /// How many PUTs of each part (from 1) of an asset were answered with 200.
     pub(crate) fn puts(&self, asset_id: &str) -> std::collections::BTreeMap<u32, usize> {
         let mut puts = std::collections::BTreeMap::new();
@@ -190,6 +267,16 @@ pub(crate) async fn reaches(uplink: &Uplink, id: MediaId, state: MediaState) -> 
     tokio::time::timeout(PATIENCE, reached)
         .await
         .unwrap_or_else(|_| panic!("media {id} never became {state}"))
+}
+
+/// The faults in the history of a media, by their codes.
+pub(crate) async fn fault_codes(uplink: &Uplink, id: MediaId) -> Vec<String> {
+    let history = uplink.queue().history(Some(id)).await.unwrap();
+    let codes = history.into_iter().filter_map(|line| match line.event {
+        c2c_uplink::queue::Event::Fault { fault, .. } => Some(fault.code),
+        _ => None,
+    });
+    codes.collect()
 }
 
 pub(crate) fn bytes(size: u64, seed: u64) -> Vec<u8> {

@@ -2,7 +2,14 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 mod bench;
+mod clock;
+mod fairness;
 mod files;
 mod interruptions;
+mod leases;
+mod links;
+mod pauses;
 mod sizes;
+mod stalls;
 mod tokens;
+mod urls;
