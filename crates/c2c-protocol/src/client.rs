@@ -22,10 +22,12 @@ use crate::error::{AnswerError, Endpoint, Error, RequestError, TransportError};
 use crate::exchange::Wire;
 use crate::meter::Meter;
 use crate::pool::{Outgoing, Pool};
+use crate::presence::Presence;
+use crate::proxy::Proxies;
 use crate::refusal;
 use crate::requests::{CreateAsset, CreateRealtimeAsset, RealtimeParts, SCOPE};
 use crate::tls::tls_config;
-use crate::upload_url::UploadUrl;
+use crate::upload_url::{UploadUrl, UploadUrlError};
 #[cfg(doc)]
 use crate::{Reached, Stage};
 
@@ -77,6 +79,7 @@ impl Client {
                 resolve: config.resolve,
                 connect_timeout: config.connect_timeout,
                 interface: config.interface,
+                proxies: Proxies::new(config.proxy),
             },
         };
         Ok(Self {
@@ -89,6 +92,14 @@ impl Client {
     #[must_use]
     pub fn api_host(&self) -> &str {
         &self.shared.api.host
+    }
+
+    /// The proxy on the way to the API, `HOST:PORT`, if there is one.
+    #[must_use]
+    pub fn api_proxy(&self) -> Option<String> {
+        let Wire { api, connector, .. } = &*self.shared;
+        let proxy = connector.proxy(&api.host, api.port).ok().flatten();
+        proxy.map(|proxy| proxy.authority())
     }
 
     /// Asks for a pairing code. `qr` also asks for a URL with the code filled in.
@@ -232,6 +243,15 @@ impl Client {
             .bearer(token)?
             .idempotent();
         self.nothing(call).await
+    }
+
+    /// Opens the presence socket, on which this unit is seen as online and hears of pauses.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`]; a service without one refuses.
+    pub async fn presence(&self, token: &SecretString) -> Result<Presence, Error> {
+        Presence::open(&self.shared, token).await
     }
 
     /// Asks whether the service is there. Anything but its own words is an error, a sign-in page above all.
@@ -490,6 +510,14 @@ impl Client {
         }
         let parse = |(index, text): (usize, &SecretText)| {
             UploadUrl::parse(text.0.expose_secret(), self.allow_plain_loopback)
+                .and_then(
+                    |url| match url.points_to(&self.shared.api.host, self.shared.api.port) {
+                        true => Err(UploadUrlError::IntoApi {
+                            host: url.host().to_owned(),
+                        }),
+                        false => Ok(url),
+                    },
+                )
                 .map_err(|error| raw.error(format!("`upload_urls[{index}]`: {error}"), false))
         };
         texts.iter().enumerate().map(parse).collect()

@@ -11,6 +11,7 @@ use http::{HeaderValue, Uri};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
+use crate::proxy::Proxy;
 use crate::upload_url::{bare_host, is_loopback};
 
 /// The production API.
@@ -37,6 +38,8 @@ pub struct ClientConfig {
     pub user_agent: String,
     /// Network interface to send through (Linux only), e.g. `wwan0`.
     pub interface: Option<String>,
+    /// The proxy on the way to the API and the storage; that of the environment by default.
+    pub proxy: Proxy,
 }
 
 impl Default for ClientConfig {
@@ -51,6 +54,7 @@ impl Default for ClientConfig {
             allow_plain_loopback: false,
             user_agent: concat!("c2c-uplink/", env!("CARGO_PKG_VERSION")).to_owned(),
             interface: None,
+            proxy: Proxy::Environment,
         }
     }
 }

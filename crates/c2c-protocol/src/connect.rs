@@ -18,8 +18,10 @@ use tokio_rustls::client::TlsStream;
 
 use crate::config::ResolveOverride;
 use crate::error::{Stage, TransportError};
+use crate::proxy::{Kind, Proxies, ProxyUrl, ProxyUrlError};
 use crate::socket::TcpIo;
 use crate::tls::handshake_failed;
+use crate::tunnel::{self, Behind, TunnelError};
 
 /// How long an address may stay silent before the next one is tried beside it.
 const HEAD_START: Duration = Duration::from_millis(300);
@@ -31,15 +33,97 @@ pub(crate) struct Connector {
     pub(crate) resolve: Vec<ResolveOverride>,
     pub(crate) connect_timeout: Duration,
     pub(crate) interface: Option<String>,
+    pub(crate) proxies: Proxies,
     pub(crate) tls: Arc<rustls::ClientConfig>,
 }
 
 impl Connector {
-    /// Connects to a host: name, then its addresses.
+    /// Connects to a host: name, then its addresses; through a proxy where there is one on the way.
     pub(crate) async fn dial(&self, host: &str, port: u16) -> Result<TcpIo, TransportError> {
         let deadline = Instant::now() + self.connect_timeout;
-        let addresses = self.lookup(host, port, deadline).await?;
-        self.race(&addresses, deadline).await
+        let proxy = self
+            .proxy(host, port)
+            .map_err(|error| TransportError::unsent(Stage::Proxy, TunnelError::from(error)))?;
+        match proxy {
+            Some(proxy) => self.dial_through(&proxy, host, port, deadline).await,
+            None => {
+                let addresses = self.lookup(host, port, deadline).await?;
+                self.race(&addresses, deadline).await
+            }
+        }
+    }
+
+    /// The proxy on the way to a host.
+    pub(crate) fn proxy(&self, host: &str, port: u16) -> Result<Option<ProxyUrl>, ProxyUrlError> {
+        let pinned = self.pinned(host, port).is_some();
+        self.proxies.on_the_way_to(host, port, pinned)
+    }
+
+    fn pinned(&self, host: &str, port: u16) -> Option<&ResolveOverride> {
+        self.resolve
+            .iter()
+            .find(|known| known.port == port && known.host == host)
+    }
+
+    async fn dial_through(
+        &self,
+        proxy: &ProxyUrl,
+        host: &str,
+        port: u16,
+        deadline: Instant,
+    ) -> Result<TcpIo, TransportError> {
+        let addresses_of =
+            |found: Vec<SocketAddr>| found.into_iter().map(Behind::Address).collect();
+        let behind: Vec<Behind> = match proxy.kind {
+            // An address of its own counts, whoever would resolve the name.
+            _ if self.pinned(host, port).is_some() => {
+                addresses_of(self.lookup(host, port, deadline).await?)
+            }
+            Kind::Connect | Kind::Socks5 { resolves: true } => vec![Behind::new(host, port)],
+            Kind::Socks5 { resolves: false } => {
+                addresses_of(self.lookup(host, port, deadline).await?)
+            }
+        };
+        let mut last_error = None;
+        for behind in &behind {
+            let through = async {
+                let unreachable = |source| TunnelError::Unreachable {
+                    proxy: proxy.authority(),
+                    source,
+                };
+                let addresses = self
+                    .lookup(&proxy.host, proxy.port, deadline)
+                    .await
+                    .map_err(unreachable)?;
+                let mut tcp = self.race(&addresses, deadline).await.map_err(unreachable)?;
+                match proxy.kind {
+                    Kind::Connect => tunnel::connect(&mut tcp, proxy, behind).await?,
+                    Kind::Socks5 { .. } => tunnel::socks5(&mut tcp, proxy, behind).await?,
+                }
+                Ok(tcp)
+            };
+            match timeout_at(deadline, through).await {
+                Ok(Ok(tcp)) => return Ok(tcp),
+                Ok(Err(error)) => {
+                    let goes_on = TunnelError::tries_elsewhere(&error);
+                    last_error = Some(error);
+                    if !goes_on {
+                        break;
+                    }
+                }
+                Err(_) => {
+                    last_error = Some(TunnelError::Silent {
+                        proxy: proxy.authority(),
+                        seconds: self.connect_timeout.as_secs_f64(),
+                    });
+                    break;
+                }
+            }
+        }
+        let error = last_error.unwrap_or_else(|| TunnelError::NoProxy {
+            proxy: proxy.authority(),
+        });
+        Err(TransportError::unsent(Stage::Proxy, error))
     }
 
     /// The addresses of a host, IPv6 and IPv4 alternating.
@@ -83,11 +167,7 @@ impl Connector {
         port: u16,
         deadline: Instant,
     ) -> Result<Vec<SocketAddr>, TransportError> {
-        if let Some(known) = self
-            .resolve
-            .iter()
-            .find(|known| known.port == port && known.host == host)
-        {
+        if let Some(known) = self.pinned(host, port) {
             return Ok(known
                 .addresses
                 .iter()

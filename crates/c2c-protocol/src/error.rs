@@ -35,6 +35,8 @@ pub enum Endpoint {
     RealtimeParts,
     /// `PUT` of one chunk to its upload URL
     PutChunk,
+    /// The websocket `/devices/websocket`
+    Presence,
 }
 
 impl fmt::Display for Endpoint {
@@ -50,6 +52,7 @@ impl fmt::Display for Endpoint {
             Self::CreateAsset => "creating the asset",
             Self::RealtimeParts => "asking for the upload URLs of a growing file",
             Self::PutChunk => "uploading a chunk",
+            Self::Presence => "the presence socket",
         })
     }
 }
@@ -137,6 +140,8 @@ pub enum Stage {
     Connect,
     /// No address of the host answered in time.
     ConnectTimeout,
+    /// The proxy on the way cannot be reached or does not let us through.
+    Proxy,
     /// The TLS handshake failed or was cut.
     Tls,
     /// The certificate is not trusted or not for this host.
@@ -157,6 +162,7 @@ impl fmt::Display for Stage {
             Self::Resolve => "the name of the server could not be resolved",
             Self::Connect => "no connection to the server could be made",
             Self::ConnectTimeout => "the server did not accept a connection in time",
+            Self::Proxy => "there is no way through the proxy",
             Self::Tls => "no secure connection to the server could be made",
             Self::TlsCertificate => "the certificate of the server is not trusted",
             Self::Send => "the connection was lost while sending",
@@ -204,7 +210,10 @@ impl TransportError {
 impl fmt::Display for TransportError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut root: &(dyn StdError + 'static) = self.source.as_ref();
-        while let Some(next) = root.source() {
+        // What a proxy did is told with its name; what is below may not say that a proxy was involved at all.
+        while self.stage != Stage::Proxy
+            && let Some(next) = root.source()
+        {
             root = next;
         }
         write!(f, "{} ({root})", self.stage)

@@ -149,7 +149,7 @@ impl Wire {
         }
     }
 
-    fn api_request(
+    pub(crate) fn api_request(
         &self,
         call: &Call<'_>,
         body: Outgoing,
@@ -179,6 +179,14 @@ impl Wire {
         meter: &Arc<Meter>,
     ) -> Result<ChunkAnswer, Error> {
         let endpoint = Endpoint::PutChunk;
+        // The bearer token does not go there, and neither does a chunk: nothing good would hand out such a URL.
+        if url.points_to(&self.api.host, self.api.port) {
+            let host = url.host().to_owned();
+            return Err(Error::new(
+                endpoint,
+                RequestError::from(UploadUrlError::IntoApi { host }),
+            ));
+        }
         let origin = Origin {
             host: url.host().to_owned(),
             port: url.port(),
@@ -395,7 +403,7 @@ async fn read_body(
 }
 
 /// The body of a refusal as far as it comes, and whether it came whole: the status alone says enough.
-async fn refusal_body(mut incoming: Incoming) -> (Vec<u8>, bool) {
+pub(crate) async fn refusal_body(mut incoming: Incoming) -> (Vec<u8>, bool) {
     let mut body = Vec::new();
     let read = async {
         while let Some(frame) = incoming.frame().await {

@@ -22,10 +22,13 @@ mod error;
 mod exchange;
 mod meter;
 mod pool;
+mod presence;
+mod proxy;
 mod refusal;
 mod requests;
 mod socket;
 mod tls;
+mod tunnel;
 mod upload_url;
 
 pub use answers::{
@@ -44,6 +47,8 @@ pub use error::{
     AnswerError, Endpoint, Error, ErrorKind, Reached, RequestError, Stage, TransportError,
 };
 pub use meter::Meter;
+pub use presence::{Presence, PresenceNews};
+pub use proxy::{Proxy, ProxyUrl, ProxyUrlError};
 pub use refusal::{DetailedError, RateLimit, Refusal, RefusalBody, RetryAfter};
 pub use requests::{CreateAsset, CreateRealtimeAsset, RealtimePart, RealtimeParts, SCOPE};
 pub use secrecy::{ExposeSecret, SecretString};

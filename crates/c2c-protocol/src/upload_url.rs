@@ -40,6 +40,12 @@ pub enum UploadUrlError {
         /// The host it names.
         host: String,
     },
+    /// It points to the API itself, where chunks do not belong.
+    #[error("the upload URL points to the API at {host}; it was not used")]
+    IntoApi {
+        /// The host it names.
+        host: String,
+    },
     /// It carries a user name or password.
     #[error("the upload URL carries a user name; it was not used")]
     UserInfo,
@@ -126,6 +132,12 @@ impl UploadUrl {
     #[must_use]
     pub fn expires_at(&self) -> Option<SystemTime> {
         self.issued_at()?.checked_add(self.life()?)
+    }
+
+    /// Whether it leads to this host and port.
+    pub(crate) fn points_to(&self, host: &str, port: u16) -> bool {
+        let bare = |host: &str| host.trim_end_matches('.').to_ascii_lowercase();
+        self.port() == port && bare(self.host()) == bare(host)
     }
 
     pub(crate) fn uri(&self) -> Option<Uri> {

@@ -397,7 +397,7 @@ async fn create_and_send() {
     );
     assert_eq!(
         put.header("host"),
-        Some(server.address.to_string().as_str())
+        Some(format!("localhost:{}", server.address.port()).as_str())
     );
 }
 

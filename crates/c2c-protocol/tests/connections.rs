@@ -246,6 +246,7 @@ async fn names_and_ports_that_do_not_answer() {
     );
     assert!(error.to_string().contains("refused"), "{error}");
     let (stage, meter) = (Stage::Connect, Arc::new(Meter::default()));
+    let client = server.client();
     let url = UploadUrl::parse(&format!("http://{closed}/x"), true).unwrap();
     let error = client
         .put_chunk(&url, "x/y", 1, body(1), &meter)
@@ -333,9 +334,14 @@ async fn a_full_backlog_is_a_connect_timeout() {
 }
 
 fn secure(server: &Server, host: &str, trust: Trust) -> Client {
+    with_api_at(server, host, server.address.port(), trust)
+}
+
+/// The API at another port than the server, so that chunks may go to the server.
+fn with_api_at(server: &Server, host: &str, api_port: u16, trust: Trust) -> Client {
     let port = server.address.port();
     Client::new(ClientConfig {
-        api_url: format!("https://{host}:{port}"),
+        api_url: format!("https://{host}:{api_port}"),
         resolve: vec![format!("{host}:{port}:127.0.0.1").parse().unwrap()],
         trust,
         ..ClientConfig::default()
@@ -363,13 +369,15 @@ async fn certificates_are_verified() {
         (
             "an authority we do not know",
             secure(&server, "api.frame.test", Trust::Only(vec![theirs.root()])),
+            Trust::Only(vec![theirs.root()]),
         ),
         (
             "another name",
             secure(&server, "api.frame.example", Trust::Only(vec![ours.root()])),
+            Trust::Only(vec![ours.root()]),
         ),
     ];
-    for (what, client) in wrong {
+    for (what, client, trust) in wrong {
         let error = client.me(&secret("tok")).await.unwrap_err();
         let transport = error.transport().unwrap();
         assert_eq!(
@@ -388,7 +396,7 @@ async fn certificates_are_verified() {
             server.address.port()
         );
         let url = UploadUrl::parse(&url, false).unwrap();
-        let error = client
+        let error = with_api_at(&server, client.api_host(), 1, trust)
             .put_chunk(&url, "x/y", 1, body(1), &Arc::default())
             .await
             .unwrap_err();
@@ -462,9 +470,10 @@ async fn a_large_chunk_goes_over_tls_whole() {
     let authority = Authority::new();
     let server =
         Server::start_with(vec![stored("x")], Some(authority.acceptor("s3.frame.test"))).await;
-    let client = secure(
+    let client = with_api_at(
         &server,
         "s3.frame.test",
+        1,
         Trust::Only(vec![authority.root()]),
     );
     let url = format!("https://s3.frame.test:{}/parts/1", server.address.port());
