@@ -294,6 +294,8 @@ pub struct Media {
     pub registered_at: Option<WallTime>,
     /// How many times an asset was created for it.
     pub registrations: u32,
+    /// How many of those since a person last asked for a retry.
+    pub registrations_since_retry: u32,
     /// Creates whose answer was lost: each may have left an asset that stays empty.
     pub possible_duplicates: u32,
     /// Chunks of the current registration.

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
-use crate::clock::{BootId, BootTime};
+use crate::clock::{BootId, BootTime, Capture};
 use crate::connection::{Airlock, Connection, Identity, Tokens};
 use crate::error::QueueError;
 use crate::history::{FaultRecord, HistoryLine};
@@ -363,11 +363,12 @@ pub trait Queue: Send + Sync + std::fmt::Debug + 'static {
         setback: Setback,
     ) -> Result<Outcome, QueueError>;
     /// The file differs from what was added: stores what it is now (size, time, identity), so that the registration under
-    /// this lease goes on with it.
-    async fn file_changed(
+    /// this lease goes on with it. With `capture`, the moment of capture is another one, too, and not accepted by anybody.
+async fn file_changed(
         &self,
         lease: &Lease,
         facts: FileFacts,
+        capture: Option<Capture>,
         words: String,
     ) -> Result<(), QueueError>;
 

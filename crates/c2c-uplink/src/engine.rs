@@ -1,6 +1,7 @@
 //! What all workers share, and how a fault becomes a verdict in the queue.
 
 use std::collections::BTreeSet;
+use std::future::Future;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -39,6 +40,8 @@ pub(crate) struct Engine {
     pub(crate) events: broadcast::Sender<Event>,
     /// Something changed that may give a waiting worker work.
     pub(crate) wake: Notify,
+    /// A person asked to look again now.
+    pub(crate) nudged: Notify,
     /// Something changed that may have made the queue idle.
     pub(crate) settled: Notify,
     /// Results that are being stored, whose events nobody has seen yet.
@@ -164,6 +167,27 @@ impl Engine {
         }
     }
 
+    /// Reports to the queue, again and again while only the store is in trouble: what was reached must not be thrown away
+    /// because a disk is full for a moment. The lease decides how long that makes sense.
+    pub(crate) async fn insist<T, F, R>(&self, report: F) -> Result<T, QueueError>
+    where
+        F: Fn() -> R,
+        R: Future<Output = Result<T, QueueError>>,
+    {
+        loop {
+            match report().await {
+                Err(
+                    error @ (QueueError::Sqlite { .. }
+                    | QueueError::Io { .. }
+                    | QueueError::Busy { .. }),
+                ) if !self.stop.is_cancelled() => {
+                    self.store_trouble(&error).await;
+                }
+                other => return other,
+            }
+        }
+    }
+
     /// Sleeps until there may be work again.
     pub(crate) async fn idle(
         &self,
@@ -196,7 +220,7 @@ impl Engine {
         let situation = Situation {
             operation,
             attempt,
-            registrations: media.registrations,
+            registrations: media.registrations_since_retry,
             link_up: self.link.is_online(),
             now: self.time.now(),
             jitter: self.jitter(),
@@ -226,10 +250,17 @@ impl Engine {
         };
         let _report = self.report();
         crash::point("setback.judged");
-        let stored = match operation {
-            Operation::Register => self.queue.registration_failed(lease, setback).await,
-            Operation::Transfer => self.queue.chunk_failed(lease, setback).await,
-        };
+        let stored = self
+            .insist(|| {
+                let setback = setback.clone();
+                async {
+                    match operation {
+                        Operation::Register => self.queue.registration_failed(lease, setback).await,
+                        Operation::Transfer => self.queue.chunk_failed(lease, setback).await,
+                    }
+                }
+            })
+            .await;
         let Outcome { state, hold } = match stored {
             Ok(outcome) => outcome,
             // Somebody else has it by now, or a person cancelled it: our report does not matter.

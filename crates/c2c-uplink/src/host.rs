@@ -75,6 +75,11 @@ pub(crate) fn read_exact_at(
     }
 }
 
+/// Whether the file system under `path` keeps the number of a file. FAT and many network file systems make one up each time.
+pub(crate) fn keeps_file_ids(path: &Path) -> bool {
+    platform::keeps_file_ids(path)
+}
+
 /// The volumes that are mounted now.
 pub(crate) fn volumes() -> Vec<Volume> {
     platform::volumes()
@@ -125,6 +130,23 @@ mod platform {
         "nsfs",
         "rpc_pipefs",
     ];
+
+    /// The magic numbers of statfs(2) of file systems whose numbers of files stay.
+    const LASTING: [u64; 8] = [
+        0xef53,      // ext2 to ext4
+        0x5846_5342, // XFS
+        0x9123_683e, // Btrfs
+        0xf2f5_2010, // F2FS
+        0x0102_1994, // tmpfs
+        0x794c_7630, // overlayfs
+        0x2fc1_2fc1, // ZFS
+        0xca45_1a4e, // bcachefs
+    ];
+
+    pub(super) fn keeps_file_ids(path: &Path) -> bool {
+        rustix::fs::statfs(path)
+            .is_ok_and(|stat| LASTING.contains(&(stat.f_type as u64 & 0xffff_ffff)))
+    }
 
     pub(super) fn volumes() -> Vec<Volume> {
         let Ok(text) = std::fs::read("/proc/self/mountinfo") else {
@@ -234,9 +256,30 @@ mod platform {
 
 #[cfg(not(target_os = "linux"))]
 mod platform {
+    use std::path::{Path, PathBuf};
+
     use c2c_queue::Volume;
 
+    /// Nothing is known about the file system: the number of a file proves nothing.
+    pub(super) fn keeps_file_ids(_: &Path) -> bool {
+        false
+    }
+
+    /// Where macOS and Windows put volumes; a volume is known by its name there.
     pub(super) fn volumes() -> Vec<Volume> {
-        Vec::new()
+        let volume = |mount_point: PathBuf| Volume {
+            id: mount_point.display().to_string(),
+            mount_point,
+            removable: true,
+        };
+        if cfg!(windows) {
+            let roots = ('A'..='Z').map(|letter| PathBuf::from(format!("{letter}:\\")));
+            return roots.filter(|root| root.exists()).map(volume).collect();
+        }
+        let entries = std::fs::read_dir("/Volumes")
+            .into_iter()
+            .flatten()
+            .flatten();
+        entries.map(|entry| volume(entry.path())).collect()
     }
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use c2c_protocol::{MAX_FILE, check_parts};
-use c2c_queue::{Capture, Hold, NewMedia};
+use c2c_queue::{Capture, Hold, NewMedia, Volume};
 
 use crate::error::UplinkError;
 use crate::host;
@@ -109,7 +109,11 @@ impl<P: Into<PathBuf>> From<P> for AddMedia {
 }
 
 /// Looks at the file. Blocks on the disk.
-pub(crate) fn examine(add: AddMedia, time: &Arc<TimeKeeper>) -> Result<NewMedia, UplinkError> {
+pub(crate) fn examine(
+    add: AddMedia,
+    time: &Arc<TimeKeeper>,
+    mounted: &[Volume],
+) -> Result<NewMedia, UplinkError> {
     let failed = |words: &str, source: Option<std::io::Error>| UplinkError::Add {
         path: add.path.clone(),
         words: words.to_owned(),
@@ -134,7 +138,10 @@ pub(crate) fn examine(add: AddMedia, time: &Arc<TimeKeeper>) -> Result<NewMedia,
     if !metadata.is_file() {
         return Err(failed("it is not a regular file", None));
     }
-    let facts = host::facts_of(&metadata);
+    let mut facts = host::facts_of(&metadata);
+    if !host::keeps_file_ids(&path) {
+        facts.file_id = None;
+    }
     if facts.size > MAX_FILE {
         return Err(failed("it is larger than Frame.io takes (5 TiB)", None));
     }
@@ -164,7 +171,7 @@ pub(crate) fn examine(add: AddMedia, time: &Arc<TimeKeeper>) -> Result<NewMedia,
         Captured::Now => (time.capture_now(), None),
         Captured::At(capture) => (capture, None),
     };
-    let volume = host::volume_of(&path, &host::volumes());
+    let volume = host::volume_of(&path, mounted);
     Ok(NewMedia {
         path,
         name,

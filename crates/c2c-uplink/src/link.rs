@@ -128,6 +128,17 @@ impl Link {
         online
     }
 
+    /// Asks the service whatever is believed of the link: for whoever works while nobody keeps the link.
+    pub(crate) async fn recheck(&self) -> bool {
+        let mut probes = self.probing.lock().await;
+        let found = self.probe().await;
+        *probes += 1;
+        self.finished.send_replace(*probes);
+        let online = found == LinkState::Online;
+        self.set(found);
+        online
+    }
+
     /// Takes the link offline because of a fault that needs no further proof.
     pub(crate) async fn report(&self, error: &Error, upload_host: Option<UploadHost>) -> bool {
         let up = self.judge().await;
@@ -254,6 +265,8 @@ impl Link {
             ),
             // The service answers, even if unhappily: the link is not to blame.
             ErrorKind::Refused(_) => LinkState::Online,
+            // An answer in the service's manner, if not the expected one: it is there.
+            ErrorKind::Answer(answer) if !answer.looks_like_portal => LinkState::Online,
             ErrorKind::Answer(_) => offline(
                 LinkFault::Captive,
                 "something on the way answers instead of Frame.io; sign in to this Wi-Fi".into(),

@@ -7,7 +7,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use c2c_protocol::{Asset, ChunkPlan, CreateAsset, ErrorKind, Reached, SecretString};
-use c2c_queue::{Claim, Media, NewAsset, NewChunk, Operation, QueueError, RegistrationClaim};
+use c2c_queue::{
+    BootTime, CaptureSource, Claim, Media, MediaId, NewAsset, NewChunk, Operation, QueueError,
+    RegistrationClaim, Scope,
+};
 
 use futures_util::FutureExt;
 
@@ -18,9 +21,11 @@ use crate::event::Event;
 use crate::settings::OrganiseBy;
 use crate::settle::{Fault, TRIES, classify_create};
 use crate::source;
-use crate::time::Offset;
+use crate::time::{Offset, PreparedOffset};
 use crate::transfer::Pass;
 
+/// How long an answer that may be on its way is waited for when the program stops or the project changes.
+const GRACE: Duration = Duration::from_secs(3);
 /// While the account is over its limits, one registration is tried this often.
 const ACCOUNT_PROBE: Duration = Duration::from_secs(600);
 
@@ -28,6 +33,8 @@ const ACCOUNT_PROBE: Duration = Duration::from_secs(600);
 pub(crate) async fn work(engine: Arc<Engine>) {
     let holder = engine.holder("register");
     let mut pace = Pace::new(engine.settings.creates_per_second);
+    // The media whose create was the last to be refused for its token.
+    let mut refused = None;
     while engine.open_gate().await {
         let mut wake = pin!(engine.wake.notified());
         wake.as_mut().enable();
@@ -35,6 +42,8 @@ pub(crate) async fn work(engine: Arc<Engine>) {
             tokio::select! {
                 _ = engine.stop.cancelled() => return,
                 _ = engine.clock.sleep(ACCOUNT_PROBE) => {}
+                // Somebody asked to look again.
+                _ = engine.nudged.notified() => {}
             }
         }
         let wait = pace.wait(engine.clock.boot().0);
@@ -62,9 +71,10 @@ pub(crate) async fn work(engine: Arc<Engine>) {
                 let (lease, media, attempt) =
                     (claim.lease.clone(), claim.media.clone(), claim.attempt);
                 // A file that makes us panic must not take the others along.
-                let handled = AssertUnwindSafe(handle(&engine, *claim, pass, &mut pace))
-                    .catch_unwind()
-                    .await;
+                let handled =
+                    AssertUnwindSafe(handle(&engine, *claim, pass, &mut pace, &mut refused))
+                        .catch_unwind()
+                        .await;
                 let handled = match handled {
                     Ok(handled) => handled,
                     Err(panic) => {
@@ -110,52 +120,60 @@ async fn handle(
     claim: RegistrationClaim,
     pass: Pass,
     pace: &mut Pace,
+    refused: &mut Option<MediaId>,
 ) -> Result<(), QueueError> {
     let (lease, media, number) = (claim.lease.clone(), claim.media.clone(), claim.attempt);
     match attempt(engine, &claim, &pass, pace).await? {
         Attempted::Created(asset) => {
             crash::point("register.answered");
-            let (asset_id, chunks) = (asset.asset_id.clone(), asset.chunks.len() as u32);
-            match engine.queue.asset_created(&lease, *asset).await {
+            let store = || engine.queue.asset_created(&lease, (*asset).clone());
+            match engine.insist(store).await {
                 Ok(()) => {}
                 Err(QueueError::LeaseLost(_)) => {
-                    tracing::warn!(media = %media.id, asset = %asset_id, "registered, but the media is not ours any more");
+                    tracing::warn!(media = %media.id, asset = %asset.asset_id, "registered, but the media is not ours any more");
                     return Ok(());
                 }
                 Err(error) => return Err(error),
             }
             crash::point("register.stored");
+            *refused = None;
             engine.account_limit.store(false, Ordering::Relaxed);
-            engine.connection.accepted();
             engine.emit(Event::Registered {
                 media: media.id,
                 name: media.name,
-                asset_id,
-                chunks,
+                chunks: asset.chunks.len() as u32,
+                asset_id: asset.asset_id,
             });
             engine.changed();
             Ok(())
         }
         Attempted::Trouble(trouble) => {
             pace.trouble(&trouble.fault, engine.clock.boot().0);
+            // An answer about the media itself tells that the account is not what is wrong.
+            if matches!(trouble.fault.scope(), Scope::Refusal | Scope::Request) {
+                engine.account_limit.store(false, Ordering::Relaxed);
+            }
             engine
                 .settle(&lease, &media, Operation::Register, number, trouble)
                 .await
         }
         Attempted::Refused(token) => {
+            // A fresh token, confirmed since, and refused for this media again: it is not the token.
+            let fault = match refused.replace(media.id) {
+                Some(before) if before == media.id => Fault::Forbidden,
+                _ => Fault::Unauthorized,
+            };
+            let renew = fault == Fault::Unauthorized;
             engine
-                .settle(
-                    &lease,
-                    &media,
-                    Operation::Register,
-                    number,
-                    Fault::Unauthorized.into(),
-                )
+                .settle(&lease, &media, Operation::Register, number, fault.into())
                 .await?;
+            if !renew {
+                return Ok(());
+            }
             // The refresh may lead into another project: nobody may be inside the gate then, ourselves included.
             drop(pass);
-            match engine.connection.token_refused(&token).await {
-                Ok(()) | Err(NoToken::Lost | NoToken::NotNow) => Ok(()),
+            match engine.connection.refresh(&token).await {
+                Ok(_) | Err(NoToken::Lost | NoToken::NotNow) => Ok(()),
                 Err(NoToken::Store(error)) => Err(error),
             }
         }
@@ -172,46 +190,105 @@ async fn attempt(
     pass: &Pass,
     pace: &mut Pace,
 ) -> Result<Attempted, QueueError> {
+    // Until something is sent it may be left at any moment, whatever it waits for.
+    let prepared = tokio::select! {
+        prepared = prepare(engine, claim) => prepared?,
+        _ = pass.cancelled() => return Ok(Attempted::Abandoned),
+    };
+    match prepared {
+        Ok(ready) => create(engine, &claim.media, pass, pace, ready).await,
+        Err(ended) => Ok(ended),
+    }
+}
+
+/// A create that only has to be sent.
+struct Ready {
+    token: SecretString,
+    create: CreateAsset,
+    offset: Option<CheckedOffset>,
+}
+
+/// An offset that was known a moment ago.
+struct CheckedOffset {
+    prepared: PreparedOffset,
+    seconds: u64,
+    at: BootTime,
+}
+
+impl CheckedOffset {
+    /// The offset as of now. A clock that was set since the check does not make it unknown again.
+    fn now(&self, boot: BootTime) -> u64 {
+        match self.prepared.now() {
+            Offset::Seconds(seconds) => seconds,
+            Offset::Unknown(_) => self.seconds + (boot.0 - self.at.0).max(0) as u64 / 1000,
+        }
+    }
+}
+
+async fn prepare(
+    engine: &Engine,
+    claim: &RegistrationClaim,
+) -> Result<Result<Ready, Attempted>, QueueError> {
     let RegistrationClaim {
         lease,
         media,
         attempt,
     } = claim;
+    let trouble = |fault: Fault| Ok(Err(Attempted::Trouble(fault.into())));
     // A final try that ended without a report was the final one all the same.
     if attempt.number > if attempt.final_try { 1 } else { TRIES } {
-        return Ok(Attempted::Trouble(Fault::WorkerLost.into()));
+        return trouble(Fault::WorkerLost);
     }
-    let facts = match source::open(media, &engine.hung).await {
+    let mut facts = match source::open_on_volume(media, &engine.hung).await {
         Ok((_, facts)) => facts,
-        Err(fault) => return Ok(Attempted::Trouble(fault.into())),
+        Err(fault) => return trouble(fault),
     };
+    let mut capture = media.capture.clone();
     if let Some(words) = source::difference(&media.facts, &facts) {
         if source::is_fresh(&facts, engine.clock.wall()) {
-            return Ok(Attempted::Trouble(Fault::FileChanging.into()));
+            return trouble(Fault::FileChanging);
         }
+        if media.facts.file_id.is_none() {
+            facts.file_id = None;
+        }
+        // What is in the file now was captured when the file says so now.
+        let anew = (capture.source != CaptureSource::Given)
+            .then(|| engine.time.capture_of_file(facts.mtime_ns));
+        if let Some((_, Some(words))) = anew {
+            return trouble(Fault::CaptureTimeUnknown { words });
+        }
+        let anew = anew.map(|(capture, _)| capture);
+        capture = anew.clone().unwrap_or(capture);
         engine
             .queue
-            .file_changed(lease, facts.clone(), words)
+            .file_changed(lease, facts.clone(), anew, words)
             .await?;
     }
-    let offset = engine.time.prepare(&media.capture).await?;
-    if engine.settings.organise_by == OrganiseBy::CaptureDate {
-        match offset.now() {
-            Offset::Unknown(words) if !media.capture_accepted => {
-                return Ok(Attempted::Trouble(
-                    Fault::CaptureTimeUnknown { words }.into(),
-                ));
+    let offset = match engine.settings.organise_by {
+        OrganiseBy::UploadDate => None,
+        OrganiseBy::CaptureDate => {
+            let prepared = engine.time.prepare(&capture).await?;
+            let at = engine.time.boot();
+            let seconds = match prepared.now() {
+                Offset::Seconds(seconds) => seconds,
+                // A person accepted the moment as it stands: the wall clock is all there is.
+                Offset::Unknown(_) if media.capture_accepted => prepared.by_wall_clock(),
+                Offset::Unknown(words) => return trouble(Fault::CaptureTimeUnknown { words }),
+            };
+            if engine.connection.is_fresh_in_pause(seconds) {
+                return trouble(Fault::PausedNow);
             }
-            Offset::Seconds(seconds) if engine.connection.is_fresh_in_pause(seconds) => {
-                return Ok(Attempted::Trouble(Fault::PausedNow.into()));
-            }
-            _ => {}
+            Some(CheckedOffset {
+                prepared,
+                seconds,
+                at,
+            })
         }
-    }
+    };
     let token = match engine.connection.access().await {
         Ok(token) => token,
         Err(NoToken::Store(error)) => return Err(error),
-        Err(NoToken::Lost | NoToken::NotNow) => return Ok(Attempted::Abandoned),
+        Err(NoToken::Lost | NoToken::NotNow) => return Ok(Err(Attempted::Abandoned)),
     };
     let create = CreateAsset {
         name: media.name.clone(),
@@ -222,49 +299,71 @@ async fn attempt(
         parts: media.parts,
         auto_version_id: media.auto_version_id.clone(),
     };
+    Ok(Ok(Ready {
+        token,
+        create,
+        offset,
+    }))
+}
+
+async fn create(
+    engine: &Engine,
+    media: &Media,
+    pass: &Pass,
+    pace: &mut Pace,
+    ready: Ready,
+) -> Result<Attempted, QueueError> {
+    let Ready {
+        token,
+        create,
+        offset,
+    } = ready;
+    let size = create.filesize;
+    let says_offset = offset.is_some();
     let said = Arc::new(AtomicU64::new(0));
     let answer = async {
-        match engine.settings.organise_by {
-            OrganiseBy::UploadDate => engine.client.create_asset(&token, &create).await,
-            OrganiseBy::CaptureDate => {
-                let said = said.clone();
-                let at_send = move || {
-                    let seconds = match offset.now() {
-                        Offset::Seconds(seconds) => seconds,
-                        // A person accepted the moment as it stands: the wall clock is all there is.
-                        Offset::Unknown(_) => offset.by_wall_clock(),
-                    };
-                    said.store(seconds, Ordering::Relaxed);
-                    seconds
-                };
-                engine
-                    .client
-                    .create_asset_at(&token, &create, at_send)
-                    .await
-            }
-        }
+        let Some(offset) = offset else {
+            return engine.client.create_asset(&token, &create).await;
+        };
+        let (said, clock) = (said.clone(), engine.clock.clone());
+        let at_send = move || {
+            let seconds = offset.now(clock.boot());
+            said.store(seconds, Ordering::Relaxed);
+            seconds
+        };
+        engine
+            .client
+            .create_asset_at(&token, &create, at_send)
+            .await
     };
     crash::point("register.sending");
     let sent_at = engine.time.boot();
-    let answer = tokio::select! {
-        answer = answer => answer,
-        _ = pass.cancelled() => {
-            // The request may be on its way already; whoever closes the gate wants us gone.
-            return Ok(Attempted::Trouble(Trouble {
-                possible_duplicate: true,
-                ..Fault::Interrupted { words: "given up for the shutdown".into(), link_up: false }.into()
-            }));
-        }
+    let mut answer = pin!(answer);
+    let answered = tokio::select! {
+        biased;
+        answered = &mut answer => Some(answered),
+        // The request may be on its way already: its answer gets a moment to arrive.
+        _ = pass.cancelled() => tokio::time::timeout(GRACE, &mut answer).await.ok(),
     };
-    engine.connection.note_call(&answer, sent_at).await?;
-    match answer {
+    let Some(answered) = answered else {
+        let words = "given up because the program stops or the project changes".to_owned();
+        return Ok(Attempted::Trouble(Trouble {
+            possible_duplicate: true,
+            ..Fault::Interrupted {
+                words,
+                link_up: false,
+            }
+            .into()
+        }));
+    };
+    engine.connection.note_call(&answered, sent_at).await;
+    match answered {
         Ok(answered) => {
             pace.learn(answered.rate_limit.as_ref(), engine.clock.boot().0);
-            let said = (engine.settings.organise_by == OrganiseBy::CaptureDate)
-                .then(|| said.load(Ordering::Relaxed));
-            Ok(created(engine, answered.value, facts.size, said))
+            let said = says_offset.then(|| said.load(Ordering::Relaxed));
+            Ok(created(engine, answered.value, size, said))
         }
-        Err(error) => Ok(failed(engine, error, media, token).await),
+        Err(error) => Ok(failed(engine, error, media, token.clone()).await),
     }
 }
 
@@ -296,12 +395,12 @@ fn created(engine: &Engine, asset: Asset, size: u64, offset: Option<u64>) -> Att
     let plan = match ChunkPlan::new(size, asset.upload_urls.len() as u32) {
         Ok(plan) => plan,
         Err(error) => {
-            return Attempted::Trouble(
-                Fault::Program {
-                    words: error.to_string(),
-                }
-                .into(),
-            );
+            // The asset exists, and nothing can be sent to it.
+            let words = error.to_string();
+            return Attempted::Trouble(Trouble {
+                possible_duplicate: true,
+                ..Fault::NotUnderstood { words }.into()
+            });
         }
     };
     let chunks = plan
@@ -375,6 +474,7 @@ impl Pace {
             && limit.remaining == Some(0)
             && let Some(window) = limit.window
         {
+            let window = window.min(Duration::from_secs(60));
             self.next_ms = self.next_ms.max(now_ms + window.as_millis() as i64);
         }
     }

@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use c2c_queue::{FileFacts, Media, WallTime};
+use c2c_queue::{FileFacts, Media, Volume, WallTime};
 
 use crate::host;
 use crate::settle::Fault;
@@ -48,21 +48,43 @@ impl Hung {
 
 /// Opens the file of a media and looks at it.
 pub(crate) async fn open(media: &Media, hung: &Hung) -> Result<(File, FileFacts), Fault> {
+    ask(media, hung, open_now).await
+}
+
+/// The same, and makes sure that it lies on the volume that it was added from: another card may carry a file of that name.
+pub(crate) async fn open_on_volume(media: &Media, hung: &Hung) -> Result<(File, FileFacts), Fault> {
+    let open = |media: &Media| {
+        on_its_volume(media, &host::volumes())?;
+        open_now(media)
+    };
+    ask(media, hung, open).await
+}
+
+/// Looks at an open file once more.
+pub(crate) async fn look_again(
+    media: &Media,
+    hung: &Hung,
+    file: Arc<File>,
+) -> Result<FileFacts, Fault> {
+    ask(media, hung, move |_| {
+        Ok(host::facts_of(&file.metadata().map_err(unreadable)?))
+    })
+    .await
+}
+
+async fn ask<T: Send + 'static>(
+    media: &Media,
+    hung: &Hung,
+    question: impl FnOnce(&Media) -> Result<T, Fault> + Send + 'static,
+) -> Result<T, Fault> {
     if hung.holds(media) {
         return Err(Fault::VolumeAway);
     }
     let asked = media.clone();
-    let opening = tokio::task::spawn_blocking(move || {
-        let file = File::open(&asked.path).map_err(|error| fault_of_open(&asked, &error))?;
-        let unreadable = |error: std::io::Error| Fault::Unreadable {
-            words: error.to_string(),
-        };
-        let facts = host::facts_of(&file.metadata().map_err(unreadable)?);
-        Ok((file, facts))
-    });
+    let asking = tokio::task::spawn_blocking(move || question(&asked));
     // Real time: the disk does not run on our clock. The thread ends whenever the file system lets it.
-    match tokio::time::timeout(PATIENCE, opening).await {
-        Ok(Ok(opened)) => opened,
+    match tokio::time::timeout(PATIENCE, asking).await {
+        Ok(Ok(answer)) => answer,
         Ok(Err(panic)) => Err(Fault::Program {
             words: panic.to_string(),
         }),
@@ -70,6 +92,30 @@ pub(crate) async fn open(media: &Media, hung: &Hung) -> Result<(File, FileFacts)
             hung.insert(media);
             Err(Fault::VolumeAway)
         }
+    }
+}
+
+fn open_now(media: &Media) -> Result<(File, FileFacts), Fault> {
+    let file =
+        File::open(&media.path).map_err(|error| fault_of_open(media, &error, &host::volumes()))?;
+    let facts = host::facts_of(&file.metadata().map_err(unreadable)?);
+    Ok((file, facts))
+}
+
+fn unreadable(error: std::io::Error) -> Fault {
+    Fault::Unreadable {
+        words: error.to_string(),
+    }
+}
+
+/// Whether what is mounted where the media lies is the volume that it was added from.
+pub(crate) fn on_its_volume(media: &Media, mounted: &[Volume]) -> Result<(), Fault> {
+    let Some(volume) = &media.volume else {
+        return Ok(());
+    };
+    match host::volume_of(&media.path, mounted) {
+        Some(there) if there.id != volume.id => Err(Fault::VolumeAway),
+        _ => Ok(()),
     }
 }
 
@@ -99,29 +145,22 @@ pub(crate) fn is_fresh(facts: &FileFacts, wall: WallTime) -> bool {
 }
 
 /// What it means that a media's file cannot be opened.
-pub(crate) fn fault_of_open(media: &Media, error: &std::io::Error) -> Fault {
-    if error.kind() != std::io::ErrorKind::NotFound
-        && error.kind() != std::io::ErrorKind::NotADirectory
-    {
+pub(crate) fn fault_of_open(media: &Media, error: &std::io::Error, mounted: &[Volume]) -> Fault {
+    use std::io::ErrorKind::{NotADirectory, NotFound};
+    if !matches!(error.kind(), NotFound | NotADirectory) {
         return Fault::Unreadable {
             words: error.to_string(),
         };
     }
-    match &media.volume {
-        Some(volume) if volume.removable => {
-            let mounted = host::volumes();
-            match host::relocate(&media.path, volume, &mounted) {
-                None => Fault::VolumeAway,
-                // Mounted elsewhere: upkeep finds the file there and releases the hold with its new path.
-                Some((path, _)) if path != media.path && path.exists() => Fault::VolumeAway,
-                Some(_) => gone(media),
-            }
+    if let Some(volume) = &media.volume {
+        match host::relocate(&media.path, volume, mounted) {
+            // Any volume may come later than we do, not only a card.
+            None => return Fault::VolumeAway,
+            // Mounted elsewhere: upkeep finds the file there and releases the hold with its new path.
+            Some((path, _)) if path != media.path && path.exists() => return Fault::VolumeAway,
+            Some(_) => {}
         }
-        _ => gone(media),
     }
-}
-
-fn gone(media: &Media) -> Fault {
     Fault::FileGone {
         words: format!("the file {} is gone", media.path.display()),
     }

@@ -323,6 +323,15 @@ impl PreparedOffset {
         self.capture.boot.is_some() && (same_boot || anchored)
     }
 
+    /// Whether a media that was held for its capture time may go on: the offset is exact, or it is known by a wall clock that
+    /// agrees with the server, and the capture did not lie in the future when the media was added.
+    pub(crate) fn is_sound(&self, added_at: WallTime) -> bool {
+        self.is_exact()
+            || (self.keeper.lock().anchor.is_some()
+                && self.capture.wall.0 <= added_at.0 + AHEAD_MS
+                && matches!(self.now(), Offset::Seconds(_)))
+    }
+
     /// The offset if the wall clock is believed, come what may: for media whose capture time a person accepted.
     pub(crate) fn by_wall_clock(&self) -> u64 {
         (self.keeper.clock.wall().0 - self.capture.wall.0).max(0) as u64 / 1000

@@ -1,10 +1,14 @@
 //! What has to be looked after while the workers work: lost leases, files that disappear and come back, receipts without
 //! a digest, tokens that run out, presence, the network, the clock.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use c2c_queue::{FileFacts, Hold, Media, MediaId, MediaState, QueueError, Receipt, WallTime};
+use c2c_queue::{
+    FileFacts, Hold, Media, MediaId, MediaState, QueueError, Receipt, Volume, WallTime,
+};
 use sha2::{Digest, Sha256};
 use tokio::task::JoinHandle;
 
@@ -14,7 +18,7 @@ use crate::engine::Engine;
 use crate::event::Event;
 use crate::host;
 use crate::settle::Fault;
-use crate::source::{difference, fault_of_open, is_fresh};
+use crate::source::{difference, fault_of_open, is_fresh, on_its_volume};
 
 /// Leases and files: every few seconds, until the shutdown.
 pub(crate) async fn look_after(engine: Arc<Engine>) {
@@ -45,12 +49,14 @@ async fn round(engine: &Engine, looker: &mut Looker) -> Result<(), QueueError> {
         engine.changed();
     }
     let standing = engine.connection.standing();
-    if matches!(standing, Standing::Paired { paused: false }) {
+    let open = matches!(standing, Standing::Paired { paused: false });
+    if open && !std::mem::replace(&mut looker.open, open) {
         let resumed = engine.queue.unhold_all(Hold::ChannelPaused).await?;
         if !resumed.is_empty() {
             engine.changed();
         }
     }
+    looker.open = open;
     looker.look(engine).await
 }
 
@@ -58,6 +64,11 @@ async fn round(engine: &Engine, looker: &mut Looker) -> Result<(), QueueError> {
 #[derive(Default)]
 struct Looker {
     after: Option<MediaId>,
+    /// The channel was open at the last look; what waited for it was released then.
+    open: bool,
+    /// Since when (time since boot) media wait for their volume. Only the time of this run counts: nobody can bring a card
+    /// back to a unit that is off.
+    away: BTreeMap<MediaId, i64>,
     /// A look that is still under way: on a dead network drive it takes as long as the drive is dead.
     looking: Option<JoinHandle<Vec<(Media, Found)>>>,
 }
@@ -97,28 +108,46 @@ impl Looker {
         engine.hung.clear();
         for (media, found) in found.unwrap_or_default() {
             if matches!(found, Found::CaptureMayBeKnown)
-                && !engine.time.prepare(&media.capture).await?.is_exact()
+                && !engine
+                    .time
+                    .prepare(&media.capture)
+                    .await?
+                    .is_sound(media.added_at)
             {
                 continue;
             }
-            apply(engine, media, found).await?;
+            let waited = self.waited(engine, &media, &found);
+            apply(engine, media, found, waited).await?;
         }
         Ok(())
+    }
+
+    /// How long the media has waited for its volume in this run.
+    fn waited(&mut self, engine: &Engine, media: &Media, found: &Found) -> Duration {
+        let now = engine.clock.boot().0;
+        if !matches!(found, Found::VolumeAway) {
+            self.away.remove(&media.id);
+            return Duration::ZERO;
+        }
+        let since = *self.away.entry(media.id).or_insert(now);
+        Duration::from_millis((now - since).max(0) as u64)
     }
 }
 
 enum Found {
     Gone(String),
     VolumeAway,
-    VolumeBack(std::path::PathBuf, c2c_queue::Volume),
+    VolumeBack(PathBuf, Volume),
     Stable,
     /// Held because the moment of capture was not known; the server may have been heard since.
     CaptureMayBeKnown,
 }
 
 /// What there is to do about one media; blocks on the disk.
-fn look_at(media: &Media, mounted: &[c2c_queue::Volume], wall: WallTime) -> Option<Found> {
+fn look_at(media: &Media, mounted: &[Volume], wall: WallTime) -> Option<Found> {
     match std::fs::metadata(&media.path) {
+        // Another card with a file of that name.
+        Ok(_) if on_its_volume(media, mounted).is_err() => relocated(media, mounted),
         Ok(metadata) => match media.hold {
             Some(Hold::VolumeAway) => {
                 let volume =
@@ -132,26 +161,33 @@ fn look_at(media: &Media, mounted: &[c2c_queue::Volume], wall: WallTime) -> Opti
             Some(Hold::CaptureTimeUnknown) => Some(Found::CaptureMayBeKnown),
             _ => None,
         },
-        Err(error) => match fault_of_open(media, &error) {
+        Err(error) => match fault_of_open(media, &error, mounted) {
             Fault::FileGone { words } => Some(Found::Gone(words)),
-            Fault::VolumeAway => {
-                let volume = media.volume.as_ref()?;
-                match host::relocate(&media.path, volume, mounted) {
-                    Some((path, volume)) if path.exists() => Some(Found::VolumeBack(path, volume)),
-                    _ => Some(Found::VolumeAway),
-                }
-            }
+            Fault::VolumeAway => relocated(media, mounted),
             // Unreadable: the next try says so, and is counted.
             _ => None,
         },
     }
 }
 
-async fn apply(engine: &Engine, media: Media, found: Found) -> Result<(), QueueError> {
+/// Where the volume of a media is now, if the file is there.
+fn relocated(media: &Media, mounted: &[Volume]) -> Option<Found> {
+    let volume = media.volume.as_ref()?;
+    match host::relocate(&media.path, volume, mounted) {
+        Some((path, volume)) if path.exists() => Some(Found::VolumeBack(path, volume)),
+        _ => Some(Found::VolumeAway),
+    }
+}
+
+async fn apply(
+    engine: &Engine,
+    media: Media,
+    found: Found,
+    waited: Duration,
+) -> Result<(), QueueError> {
     let done = match found {
         Found::Gone(words) => cancel(engine, &media, words).await,
         Found::VolumeAway if media.hold == Some(Hold::VolumeAway) => {
-            let waited = Duration::from_millis(media.held_for_ms.unwrap_or(0));
             if waited < engine.settings.volume_patience {
                 return Ok(());
             }
@@ -190,7 +226,11 @@ async fn apply(engine: &Engine, media: Media, found: Found) -> Result<(), QueueE
         Ok(()) => engine.changed(),
         // A worker has it in its hands, or it moved on since we looked: the next round sees.
         Err(
-            QueueError::LeaseLost(_) | QueueError::NoSuchMedia(_) | QueueError::IllegalMove { .. },
+            QueueError::LeaseLost(_)
+            | QueueError::NoSuchMedia(_)
+            | QueueError::IllegalMove { .. }
+            | QueueError::Busy { .. }
+            | QueueError::Invalid(_),
         ) => {}
         Err(error) => return Err(error),
     }
@@ -350,9 +390,8 @@ pub(crate) async fn keep_connection(engine: Arc<Engine>) {
         };
         match step {
             Ok(()) => failures = 0,
-            Err(NoToken::Lost) => {}
             Err(NoToken::Store(error)) => engine.store_trouble(&error).await,
-            Err(NoToken::NotNow) => {
+            Err(NoToken::Lost | NoToken::NotNow) => {
                 failures += 1;
                 let jitter = 0.5 + engine.jitter() / 2.0;
                 let wait = crate::settle::backoff(
@@ -379,7 +418,7 @@ async fn tend(engine: &Engine, presence: Duration) -> Result<(), NoToken> {
         .await
         .is_some_and(|due| due.is_zero())
     {
-        let access = engine.connection.access().await?;
+        let access = engine.connection.any_access().await?;
         return engine.connection.refresh(&access).await.map(|_| ());
     }
     if engine.connection.silent_for() >= presence {

@@ -145,9 +145,10 @@ impl Uplink {
         let media: Vec<AddMedia> = media.into_iter().map(Into::into).collect();
         let time = self.engine.time.clone();
         let examined = tokio::task::spawn_blocking(move || {
+            let mounted = crate::host::volumes();
             media
                 .into_iter()
-                .map(|add| intake::examine(add, &time))
+                .map(|add| intake::examine(add, &time, &mounted))
                 .collect::<Result<Vec<_>, _>>()
         });
         let examined = examined.await.map_err(|error| UplinkError::Settings {
@@ -316,6 +317,7 @@ impl Uplink {
 
     /// Makes waiting workers look at the queue again.
     pub fn nudge(&self) {
+        self.engine.nudged.notify_waiters();
         self.engine.changed();
     }
 
@@ -562,6 +564,7 @@ impl UplinkBuilder {
             board: Arc::default(),
             events,
             wake: Notify::new(),
+            nudged: Notify::new(),
             settled: Notify::new(),
             reports: AtomicUsize::new(0),
             stop,

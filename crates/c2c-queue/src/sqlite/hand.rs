@@ -135,7 +135,8 @@ fn retry(tx: &Tx<'_>, media: &Media) -> Done<bool> {
     if media.state.is_resting() {
         wake_up(tx, media, false)?;
     }
-    let sql = "UPDATE media SET tries = 0, rounds = 0, final_try = 0, not_before = 0 WHERE id = ?";
+    let sql = "UPDATE media SET tries = 0, rounds = 0, final_try = 0, not_before = 0, \
+        registrations_before = registrations WHERE id = ?";
     change(tx, sql, &[&media.id.0])?;
     verdict::fresh_chunk_tries(tx, media.id)?;
     let sql =

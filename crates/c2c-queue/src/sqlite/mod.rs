@@ -33,7 +33,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use rusqlite::Connection as Db;
 
-use crate::clock::{BootId, BootTime, Clock};
+use crate::clock::{Capture, BootId, BootTime, Clock};
 use crate::connection::{Airlock, Connection, Identity, Tokens};
 use crate::error::QueueError;
 use crate::history::HistoryLine;
@@ -320,11 +320,12 @@ impl Queue for SqliteQueue {
         &self,
         lease: &Lease,
         facts: FileFacts,
+        capture: Option<Capture>,
         words: String,
     ) -> Result<(), QueueError> {
         let lease = lease.clone();
         self.write("store a changed file", move |tx| {
-            register::file_changed(tx, &lease, &facts, words)
+            register::file_changed(tx, &lease, &facts, capture.as_ref(), words)
         })
         .await
     }

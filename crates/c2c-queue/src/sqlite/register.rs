@@ -2,6 +2,7 @@
 
 use rusqlite::params;
 
+use crate::clock::Capture;
 use crate::error::QueueError;
 use crate::history::{Event, Operation};
 use crate::media::{FileFacts, Media, MediaState};
@@ -121,6 +122,7 @@ pub(super) fn file_changed(
     tx: &Tx<'_>,
     lease: &Lease,
     facts: &FileFacts,
+    capture: Option<&Capture>,
     words: String,
 ) -> Done<()> {
     let media = leases::registration(tx, lease)?;
@@ -146,5 +148,20 @@ pub(super) fn file_changed(
             &media.id.0,
         ],
     )?;
+    if let Some(capture) = capture {
+        let sql = "UPDATE media SET capture_wall = ?, capture_boot_id = ?, capture_boot = ?, capture_source = ?, \
+            capture_accepted = 0 WHERE id = ?";
+        change(
+            tx,
+            sql,
+            &[
+                &capture.wall.0,
+                &capture.boot_id.as_ref().map(|boot| boot.0.clone()),
+                &capture.boot.map(|boot| boot.0),
+                &rows::capture_source_word(capture.source),
+                &media.id.0,
+            ],
+        )?;
+    }
     lines::write(tx, Some(media.id), &Event::FileChanged { words })
 }

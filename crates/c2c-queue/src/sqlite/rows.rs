@@ -17,7 +17,7 @@ use super::{Done, Tx};
 pub(super) const MEDIA: &str = "id, path, name, size, mtime_ns, device, file, volume_id, mount_point, removable, \
     filetype, capture_wall, capture_boot_id, capture_boot, capture_source, capture_accepted, channel, priority, position, parts, \
     auto_version_id, state, hold, held_at, held_since, tries, rounds, tries_total, final_try, not_before, asset_id, project_id, \
-    registered_at, registrations, possible_duplicates, chunk_count, chunks_sent, bytes_sent, bytes_resent, \
+    registered_at, registrations, registrations - registrations_before, possible_duplicates, chunk_count, chunks_sent, bytes_sent, bytes_resent, \
     last_fault, added_at, rested_at";
 
 /// The columns of a chunk in the order in which [`chunk`] reads them.
@@ -169,6 +169,7 @@ pub(super) fn media(row: &Row<'_>, now: i64) -> rusqlite::Result<Media> {
         project_id: c.get()?,
         registered_at: c.optional_time()?,
         registrations: c.count()?,
+        registrations_since_retry: c.count()?,
         possible_duplicates: c.count()?,
         chunk_count: c.count()?,
         chunks_sent: c.count()?,

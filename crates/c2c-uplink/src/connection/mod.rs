@@ -17,7 +17,7 @@ use std::time::Duration;
 use c2c_protocol::{
     Client, DeviceStatus, ErrorKind, ExposeSecret, Me, Reached, SecretString, Stage,
 };
-use c2c_queue::{Airlock, Identity, Queue, RefreshState, Tokens};
+use c2c_queue::{Airlock, Identity, Queue, QueueError, RefreshState, Tokens};
 use serde::Serialize;
 use tokio::sync::{Mutex, broadcast, watch};
 
@@ -63,11 +63,11 @@ pub(crate) enum NoToken {
     /// Not now: the link or the service does not let us refresh.
     NotNow,
     /// The store failed.
-    Store(c2c_queue::QueueError),
+    Store(QueueError),
 }
 
-impl From<c2c_queue::QueueError> for NoToken {
-    fn from(error: c2c_queue::QueueError) -> NoToken {
+impl From<QueueError> for NoToken {
+    fn from(error: QueueError) -> NoToken {
         NoToken::Store(error)
     }
 }
@@ -97,12 +97,17 @@ pub(crate) struct Connection {
     last_call: AtomicI64,
     /// When the channel was first seen paused, in time since boot; `i64::MAX` while it is not.
     paused_since: AtomicI64,
-    /// Tokens that were refused by a create since one was accepted.
+    /// Tokens that `devices/me` refused since it accepted one.
     refusals: AtomicU32,
+    /// Renewals that failed in a row, and until when (time since boot) no further one ahead of need is tried.
+    failed_renewals: AtomicU32,
+    no_renewal_before: AtomicI64,
 }
 
 /// Fresh tokens that are refused this often mean that the authorization itself is of no use.
 const REFUSALS: u32 = 3;
+/// Tokens are not renewed ahead of need before this age, whatever life the service gives them.
+const LEAST_AGE_MS: i64 = 30_000;
 
 impl Connection {
     pub(crate) async fn open(
@@ -114,7 +119,16 @@ impl Connection {
         airgate: Arc<Airgate>,
         events: broadcast::Sender<Event>,
     ) -> Result<Connection, UplinkError> {
-        let stored = queue.connection().await?;
+        let stored = match queue.connection().await {
+            Ok(stored) => stored,
+            // The key is gone, and with it the tokens; everything else is there. New tokens bring a new key into use.
+            Err(error @ QueueError::Sealed { .. }) => {
+                let words = error.to_string();
+                queue.forget_tokens(words).await?;
+                queue.connection().await?
+            }
+            Err(error) => return Err(error.into()),
+        };
         let standing = match (&stored.tokens, stored.lost) {
             (Some(_), _) => Standing::Unconfirmed,
             (None, Some(words)) => Standing::PairAgain { words },
@@ -149,6 +163,8 @@ impl Connection {
             last_call: AtomicI64::new(i64::MIN),
             paused_since: AtomicI64::new(i64::MAX),
             refusals: AtomicU32::new(0),
+            failed_renewals: AtomicU32::new(0),
+            no_renewal_before: AtomicI64::new(i64::MIN),
         })
     }
 
@@ -174,26 +190,9 @@ impl Connection {
         self.is_paused() && captured >= self.paused_since.load(Ordering::Relaxed)
     }
 
-    /// A create was accepted: the tokens are good.
-    pub(crate) fn accepted(&self) {
-        self.refusals.store(0, Ordering::Relaxed);
-    }
-
-    /// A create was refused for its token: renews it, unless fresh ones have been refused too often.
-    pub(crate) async fn token_refused(&self, token: &SecretString) -> Result<(), NoToken> {
-        if self.refusals.fetch_add(1, Ordering::Relaxed) + 1 > REFUSALS {
-            self.refusals.store(0, Ordering::Relaxed);
-            let mut held = self.held.lock().await;
-            let words = "Frame.io refuses even fresh tokens of this unit".to_owned();
-            self.lose(&mut held, words).await?;
-            return Err(NoToken::Lost);
-        }
-        self.refresh(token).await.map(|_| ())
-    }
-
     /// Asks who we are while the gate stays open: presence, and news about a pause.
     pub(crate) async fn look(&self) -> Result<(), NoToken> {
-        let access = self.access().await?;
+        let access = self.any_access().await?;
         match self.confirm_with(&access).await {
             Err(NoToken::Lost) => self.refresh(&access).await.map(|_| ()),
             Err(other) => Err(other),
@@ -201,29 +200,43 @@ impl Connection {
         }
     }
 
-    /// The access token, or why there is none.
+    /// The access token for work: only while who we are is confirmed, so that no token of another project can be among the
+    /// work of this one.
     pub(crate) async fn access(&self) -> Result<SecretString, NoToken> {
+        let held = self.held.lock().await;
+        match (&held.tokens, &*self.standing.borrow()) {
+            (Some(tokens), Standing::Paired { .. }) => Ok(tokens.access.clone()),
+            (Some(_), _) => Err(NoToken::NotNow),
+            (None, _) => Err(NoToken::Lost),
+        }
+    }
+
+    /// The access token, confirmed or not, for the calls that confirm it.
+    pub(crate) async fn any_access(&self) -> Result<SecretString, NoToken> {
         match &self.held.lock().await.tokens {
             Some(tokens) => Ok(tokens.access.clone()),
             None => Err(NoToken::Lost),
         }
     }
 
-    /// Notes that the API was called, and learns its time.
+    /// Notes that the API was called, and learns its time. What the call itself brought matters more than the time: if that
+    /// cannot be stored, the next call tells it again.
     pub(crate) async fn note_call<T>(
         &self,
         answered: &Result<c2c_protocol::Answered<T>, c2c_protocol::Error>,
         sent: c2c_queue::BootTime,
-    ) -> Result<(), c2c_queue::QueueError> {
+    ) {
         let date = match answered {
             Ok(answered) => answered.date,
             Err(error) => match &error.kind {
                 ErrorKind::Refused(refusal) => refusal.date,
-                _ => return Ok(()),
+                _ => return,
             },
         };
         self.last_call.store(self.time.boot().0, Ordering::Relaxed);
-        self.time.note_date(date, sent).await
+        if let Err(error) = self.time.note_date(date, sent).await {
+            tracing::warn!("the service's time could not be stored: {error}");
+        }
     }
 
     /// How long the API has not been called.
@@ -240,7 +253,8 @@ impl Connection {
         let held = self.held.lock().await;
         let (expires, stored) = (held.expires_boot_ms?, held.stored_boot_ms?);
         let life = (expires - stored).max(0) as f64;
-        let due = stored + (life * (0.75 - 0.1 * jitter)) as i64;
+        let ahead = stored + ((life * (0.75 - 0.1 * jitter)) as i64).max(LEAST_AGE_MS);
+        let due = ahead.max(self.no_renewal_before.load(Ordering::Relaxed));
         Some(Duration::from_millis(
             (due - self.time.boot().0).max(0) as u64
         ))
@@ -256,8 +270,6 @@ impl Connection {
             return Ok(tokens.access.clone());
         }
         let refresh_token = tokens.refresh.clone();
-        // Until `devices/me` confirms the project, nobody registers or sends.
-        self.standing.send_replace(Standing::Unconfirmed);
         crash::point("refresh.begin");
         self.queue.begin_refresh().await?;
         crash::point("refresh.begun");
@@ -271,6 +283,8 @@ impl Connection {
             Err(error) => return Err(self.refresh_failed(&mut held, error).await?),
         };
         crash::point("refresh.answered");
+        // Until `devices/me` confirms the project, nobody registers or sends.
+        self.standing.send_replace(Standing::Unconfirmed);
         let tokens = Tokens {
             access: pair.access_token,
             refresh: pair.refresh_token,
@@ -278,6 +292,7 @@ impl Connection {
         };
         self.keep_tokens(&mut held, tokens.clone()).await?;
         crash::point("refresh.stored");
+        self.failed_renewals.store(0, Ordering::Relaxed);
         drop(held);
         self.confirm_with(&tokens.access).await?;
         Ok(tokens.access)
@@ -296,7 +311,7 @@ impl Connection {
             .client
             .refresh(client_id, client_secret, refresh_token)
             .await;
-        self.note_call(&answer, sent).await?;
+        self.note_call(&answer, sent).await;
         Ok(answer.map(|answered| answered.value))
     }
 
@@ -304,7 +319,7 @@ impl Connection {
         &self,
         held: &mut Held,
         error: c2c_protocol::Error,
-    ) -> Result<NoToken, c2c_queue::QueueError> {
+    ) -> Result<NoToken, QueueError> {
         let dead = match &error.kind {
             ErrorKind::Refused(refusal) => {
                 refusal.status == 401
@@ -328,16 +343,36 @@ impl Connection {
         if matches!(error.kind, ErrorKind::Transport(_) | ErrorKind::Answer(_)) {
             self.link.judge().await;
         }
+        let failures = self.failed_renewals.fetch_add(1, Ordering::Relaxed) + 1;
+        let wait = crate::settle::backoff(
+            failures,
+            Duration::from_secs(5),
+            Duration::from_secs(300),
+            1.0,
+        );
+        self.no_renewal_before.store(
+            self.time.boot().0 + wait.as_millis() as i64,
+            Ordering::Relaxed,
+        );
         tracing::warn!("the tokens could not be refreshed, trying again later: {error}");
         Ok(NoToken::NotNow)
     }
 
-    async fn keep_tokens(
-        &self,
-        held: &mut Held,
-        tokens: Tokens,
-    ) -> Result<(), c2c_queue::QueueError> {
-        self.queue.store_tokens(tokens.clone()).await?;
+    async fn keep_tokens(&self, held: &mut Held, tokens: Tokens) -> Result<(), QueueError> {
+        // The old pair is spent: this one must not be lost to a disk that is full for a moment.
+        loop {
+            match self.queue.store_tokens(tokens.clone()).await {
+                Ok(()) => break,
+                Err(QueueError::Closed) => return Err(QueueError::Closed),
+                Err(error) => {
+                    tracing::error!("the new tokens cannot be stored yet: {error}");
+                    let _ = self.events.send(Event::StoreTrouble {
+                        words: error.to_string(),
+                    });
+                    self.time.pause(Duration::from_secs(2)).await;
+                }
+            }
+        }
         let now = self.time.boot().0;
         held.stored_boot_ms = Some(now);
         held.expires_boot_ms = Some(now + tokens.expires_in_ms as i64);
@@ -348,9 +383,9 @@ impl Connection {
     /// Takes over the tokens of a fresh pairing.
     pub(crate) async fn paired(&self, tokens: Tokens) -> Result<Identity, UplinkError> {
         crash::point("pair.answered");
-        self.standing.send_replace(Standing::Unconfirmed);
         {
             let mut held = self.held.lock().await;
+            self.standing.send_replace(Standing::Unconfirmed);
             self.keep_tokens(&mut held, tokens.clone()).await?;
             crash::point("pair.stored");
         }
@@ -371,7 +406,7 @@ impl Connection {
         }
     }
 
-    async fn lose(&self, held: &mut Held, words: String) -> Result<(), c2c_queue::QueueError> {
+    async fn lose(&self, held: &mut Held, words: String) -> Result<(), QueueError> {
         self.queue.forget_tokens(words.clone()).await?;
         crash::point("lost.stored");
         *held = Held::default();
@@ -385,7 +420,7 @@ impl Connection {
 
     /// Asks who we are. Opens the gate for the workers when the answer is known and the airlock was passed.
     pub(crate) async fn confirm(&self) -> Result<Identity, NoToken> {
-        let access = self.access().await?;
+        let access = self.any_access().await?;
         match self.confirm_with(&access).await {
             Err(NoToken::Lost) => {
                 // The token was refused: a refresh tells whether the authorization itself is gone, and confirms by itself.
@@ -400,14 +435,14 @@ impl Connection {
     async fn confirm_with(&self, access: &SecretString) -> Result<Identity, NoToken> {
         let sent = self.time.boot();
         let answer = self.client.me(access).await;
-        self.note_call(&answer, sent).await?;
+        self.note_call(&answer, sent).await;
         let me = match answer {
             Ok(answered) => answered.value,
             Err(error) => {
                 if let ErrorKind::Refused(refusal) = &error.kind
                     && (refusal.status == 401 || refusal.says("Not Authorized"))
                 {
-                    return Err(NoToken::Lost);
+                    return Err(self.refused(access).await?);
                 }
                 if matches!(error.kind, ErrorKind::Transport(_) | ErrorKind::Answer(_)) {
                     self.link.judge().await;
@@ -416,26 +451,54 @@ impl Connection {
                 return Err(NoToken::NotNow);
             }
         };
+        // Held until the airlock is passed: no other token can come in between.
+        let held = self.held.lock().await;
+        let current = held
+            .tokens
+            .as_ref()
+            .map(|tokens| tokens.access.expose_secret());
+        if current != Some(access.expose_secret()) {
+            tracing::debug!("an answer to an older token is of no use any more");
+            return Err(NoToken::NotNow);
+        }
+        self.refusals.store(0, Ordering::Relaxed);
         Ok(self.admit(me).await?)
     }
 
+    /// `devices/me` refused a token. After too many fresh ones in a row only a person can help.
+    async fn refused(&self, access: &SecretString) -> Result<NoToken, QueueError> {
+        if self.refusals.fetch_add(1, Ordering::Relaxed) + 1 > REFUSALS {
+            let mut held = self.held.lock().await;
+            let current = held
+                .tokens
+                .as_ref()
+                .map(|tokens| tokens.access.expose_secret());
+            if current == Some(access.expose_secret()) {
+                self.refusals.store(0, Ordering::Relaxed);
+                let words = "Frame.io refuses even fresh tokens of this unit".to_owned();
+                self.lose(&mut held, words).await?;
+            }
+        }
+        Ok(NoToken::Lost)
+    }
+
     /// The airlock: nothing of one project passes into another.
-    async fn admit(&self, me: Me) -> Result<Identity, c2c_queue::QueueError> {
+    async fn admit(&self, me: Me) -> Result<Identity, QueueError> {
         let paused = me.status == DeviceStatus::Paused;
         let identity = identity_of(me);
         let before = self.identity();
         let other = before
             .as_ref()
             .is_some_and(|before| before.project_id != identity.project_id);
-        if other {
+        let closed = if other {
             crash::point("airlock.closing");
-            self.airgate.close().await;
-        }
+            Some(self.airgate.close().await)
+        } else {
+            None
+        };
         let passed = self.queue.store_identity(identity.clone()).await;
         crash::point("airlock.stored");
-        if other {
-            self.airgate.open();
-        }
+        drop(closed);
         if let Airlock::Changed { cleared } = passed? {
             let from = before.map(|before| before.project_name).unwrap_or_default();
             tracing::warn!(

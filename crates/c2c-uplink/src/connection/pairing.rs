@@ -54,6 +54,8 @@ pub struct Pairing {
     link: Arc<Link>,
     state: State,
     failures: u32,
+    /// What was in the way before the next step.
+    pause: Option<Duration>,
 }
 
 impl std::fmt::Debug for Pairing {
@@ -79,6 +81,7 @@ impl Pairing {
             link,
             state: State::Ask,
             failures: 0,
+            pause: None,
         }
     }
 
@@ -89,6 +92,10 @@ impl Pairing {
     /// The service refuses this unit (its client id or secret); trying again with the same settings will not help.
     pub async fn next(&mut self) -> Result<Option<PairingStep>, UplinkError> {
         loop {
+            if let Some(pause) = self.pause.take() {
+                self.clock.sleep(pause).await;
+                self.link.recheck().await;
+            }
             match &mut self.state {
                 State::Done => return Ok(None),
                 State::Ask => match self.ask().await? {
@@ -116,7 +123,7 @@ impl Pairing {
                         .client
                         .poll_token(client_id, client_secret, &code.device_code)
                         .await;
-                    self.connection.note_call(&answer, sent).await?;
+                    self.connection.note_call(&answer, sent).await;
                     match answer.map(|answered| answered.value) {
                         Ok(PollAnswer::Granted(pair)) => {
                             let tokens = Tokens {
@@ -124,7 +131,15 @@ impl Pairing {
                                 refresh: pair.refresh_token,
                                 expires_in_ms: pair.expires_in.as_millis() as u64,
                             };
-                            let identity = self.connection.paired(tokens).await?;
+                            // In a task of its own: what was granted is kept even if nobody waits for it any more.
+                            let connection = self.connection.clone();
+                            let taking =
+                                tokio::spawn(async move { connection.paired(tokens).await });
+                            let identity =
+                                taking.await.map_err(|error| UplinkError::Settings {
+                                    words: "a fault of this program while pairing".into(),
+                                    source: Some(error.into()),
+                                })??;
                             self.state = State::Done;
                             return Ok(Some(PairingStep::Paired(identity)));
                         }
@@ -154,7 +169,7 @@ impl Pairing {
             .client
             .device_code(client_id, client_secret, true)
             .await;
-        self.connection.note_call(&answer, sent).await?;
+        self.connection.note_call(&answer, sent).await;
         match answer.map(|answered| answered.value) {
             Ok(code) => {
                 self.failures = 0;
@@ -197,18 +212,13 @@ impl Pairing {
         let step = (self.failures == 1).then(|| PairingStep::Waiting {
             words: error.to_string(),
         });
-        self.link.judge().await;
         let wait = crate::settle::backoff(
             self.failures,
-            Duration::from_secs(2),
+            Duration::from_secs(1),
             Duration::from_secs(30),
             1.0,
         );
-        let online = async {
-            self.link.online().await;
-            self.clock.sleep(wait).await;
-        };
-        online.await;
+        self.pause = Some(wait);
         Ok(step)
     }
 }

@@ -11,7 +11,9 @@ pub(crate) fn classify_create(error: &Error, parts_asked: bool, link_up: bool) -
         ErrorKind::Answer(answer) if answer.looks_like_portal => Fault::MiddleBox {
             words: "a page instead of an answer".into(),
         },
-        ErrorKind::Answer(_) => Fault::Unknown,
+        ErrorKind::Answer(answer) => Fault::NotUnderstood {
+            words: answer.what.clone(),
+        },
         ErrorKind::Request(_) => Fault::BadRequest,
         ErrorKind::Refused(refusal) => classify_api_refusal(refusal, parts_asked),
         _ => Fault::Unknown,

@@ -117,6 +117,11 @@ pub enum Fault {
         /// What happened.
         words: String,
     },
+    /// The service accepted a create, but its answer is of no use: each repetition may leave an empty asset.
+    NotUnderstood {
+        /// What is wrong with it.
+        words: String,
+    },
     /// An answer that nothing above describes.
     Unknown,
 }
@@ -159,6 +164,7 @@ impl Fault {
             | Fault::Infrastructure(_)
             | Fault::Storage(_)
             | Fault::DigestMismatch
+            | Fault::NotUnderstood { .. }
             | Fault::Unknown => Scope::Service,
             Fault::BadRequest
             | Fault::PartsRefused
@@ -225,6 +231,7 @@ impl Fault {
             Fault::PausedNow => "paused_now",
             Fault::WorkerLost => "worker_lost",
             Fault::Program { .. } => "program",
+            Fault::NotUnderstood { .. } => "not_understood",
             Fault::Unknown => "unknown",
         }
     }
@@ -278,6 +285,9 @@ impl Fault {
             ),
             Fault::WorkerLost => "the program ended several times while working on this".into(),
             Fault::Program { words } => format!("a fault of this program: {words}; please report it"),
+            Fault::NotUnderstood { words } => {
+                format!("Frame.io accepted the media with an answer that is not understood ({words}); please report it")
+            }
             Fault::Unknown => "an answer that is not understood".into(),
         }
     }

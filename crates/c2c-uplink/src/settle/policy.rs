@@ -26,7 +26,7 @@ pub struct Situation {
     pub operation: Operation,
     /// Which try this was.
     pub attempt: Attempt,
-    /// How many assets were created for the media so far.
+    /// How many assets were created for the media since it was added, or since a person asked for a retry.
     pub registrations: u32,
     /// Whether the service can be reached at all, as far as the link knows.
     pub link_up: bool,
@@ -66,6 +66,8 @@ pub fn backoff(number: u32, base: Duration, cap: Duration, jitter: f64) -> Durat
 pub fn decide(fault: &Fault, at: &Situation) -> Judged {
     let number = at.attempt.number.max(1);
     match fault {
+        // Only this request is caught by something on the way: it must not hold up the others for ever.
+        Fault::MiddleBox { .. } if at.link_up => counted(at, TRIES, CAP),
         // The link: nobody is charged. While it is down the gate is closed, and when it opens all go on at once; if only
         // this request was caught by something on the way, it should not be repeated too eagerly.
         Fault::Unreachable { .. } | Fault::MiddleBox { .. } | Fault::Untrusted { .. } => {
@@ -103,6 +105,8 @@ pub fn decide(fault: &Fault, at: &Situation) -> Judged {
         }
         Fault::Conflict if number < 3 => counted(at, TRIES, CAP),
         Fault::Conflict => give_up(at),
+        Fault::NotUnderstood { .. } if number < 2 => counted(at, TRIES, CAP),
+        Fault::NotUnderstood { .. } => give_up(at),
         Fault::BadRequest => Verdict::Fail.into(),
         Fault::PartsRefused => Judged {
             verdict: Verdict::Again {

@@ -63,7 +63,11 @@ fn has_the_whole_budget(fault: &Fault) {
 
 fn costs_nobody_a_try(fault: &Fault) {
     for (number, round) in [(1, 1), (TRIES, ROUNDS), (TRIES + 5, ROUNDS)] {
-        assert!(is_uncounted(&verdict(fault, number, round)), "{fault:?}");
+        let down = Situation {
+            link_up: fault.scope() != Scope::Link,
+            ..at(number, round)
+        };
+        assert!(is_uncounted(&decide(fault, &down).verdict), "{fault:?}");
     }
 }
 
@@ -570,16 +574,31 @@ fn r39_what_is_not_understood_is_tried_like_trouble_in_between() {
     for error in [detailed(418, "Teapot"), detailed(499, "?")] {
         has_the_whole_budget(&create(&error));
     }
+}
+
+/// A create that was accepted must not be repeated ten times because its answer is not understood: each may leave an asset.
+#[test]
+fn r39_an_accepted_create_with_an_unreadable_answer_is_tried_once_more() {
     let cut = AnswerError {
         status: 200,
         what: "`id`".into(),
         looks_like_portal: false,
         date: None,
     };
-    has_the_whole_budget(&create(&Error {
+    let fault = create(&Error {
         endpoint: Endpoint::CreateAsset,
         kind: ErrorKind::Answer(cut),
-    }));
+    });
+    assert!(is_counted(&verdict(&fault, 1, 1)));
+    assert_eq!(verdict(&fault, 2, 1), Verdict::Park);
+}
+
+/// With the link up, a middle box that catches one request must not hold up the others for ever.
+#[test]
+fn r29_a_middle_box_on_a_working_link_is_counted() {
+    has_the_whole_budget(&Fault::MiddleBox {
+        words: String::new(),
+    });
 }
 
 fn any_fault() -> impl Strategy<Value = Fault> {
@@ -633,7 +652,7 @@ proptest! {
         let (mut number, mut round, mut registrations, mut counted) = (1, 1, 1, 0);
         for fault in &faults {
             let judged = decide(fault, &Situation { registrations, jitter, ..at(number, round) });
-            let free = matches!(fault.scope(), Scope::Link | Scope::Credentials) || matches!(fault, Fault::AccountLimit | Fault::RateLimited(_));
+            let free = matches!(fault.scope(), Scope::Link | Scope::Credentials) && !matches!(fault, Fault::MiddleBox { .. }) || matches!(fault, Fault::AccountLimit | Fault::RateLimited(_));
             match judged.verdict {
                 Verdict::Again { counted: true, after } => {
                     prop_assert!(!free);

@@ -10,7 +10,6 @@ use tokio_util::sync::CancellationToken;
 pub(crate) struct Airgate {
     inside: Arc<RwLock<()>>,
     leave: Mutex<CancellationToken>,
-    closed: Mutex<Option<OwnedRwLockWriteGuard<()>>>,
     stop: CancellationToken,
 }
 
@@ -33,7 +32,6 @@ impl Airgate {
         Airgate {
             inside: Arc::default(),
             leave: Mutex::new(stop.child_token()),
-            closed: Mutex::default(),
             stop,
         }
     }
@@ -55,22 +53,33 @@ impl Airgate {
         })
     }
 
-    /// Tells everybody inside to leave, waits until they have, and keeps the gate closed.
-    pub(crate) async fn close(&self) {
-        self.leave
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .cancel();
-        let guard = self.inside.clone().write_owned().await;
-        *self.closed.lock().unwrap_or_else(PoisonError::into_inner) = Some(guard);
+    /// Tells everybody inside to leave and waits until they have. The gate stays closed while the answer lives.
+    pub(crate) async fn close(self: &Arc<Self>) -> Closed {
+        // Opens again also if whoever closes it is dropped while they wait.
+        let mut closed = Closed {
+            gate: self.clone(),
+            inside: None,
+        };
+        self.leave().cancel();
+        closed.inside = Some(self.inside.clone().write_owned().await);
+        closed
     }
 
-    /// Lets workers in again.
-    pub(crate) fn open(&self) {
-        *self.leave.lock().unwrap_or_else(PoisonError::into_inner) = self.stop.child_token();
-        self.closed
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+    fn leave(&self) -> std::sync::MutexGuard<'_, CancellationToken> {
+        self.leave.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The gate is closed, and nobody is inside.
+#[derive(Debug)]
+pub(crate) struct Closed {
+    gate: Arc<Airgate>,
+    inside: Option<OwnedRwLockWriteGuard<()>>,
+}
+
+impl Drop for Closed {
+    fn drop(&mut self) {
+        *self.gate.leave() = self.gate.stop.child_token();
+        self.inside.take();
     }
 }

@@ -124,7 +124,8 @@ async fn handle(
         Attempted::Sent(proof) => {
             let _report = engine.report();
             crash::point("chunk.answered");
-            let sent = match engine.queue.chunk_sent(lease, proof).await {
+            let report = || engine.queue.chunk_sent(lease, proof.clone());
+            let sent = match engine.insist(report).await {
                 Ok(sent) => sent,
                 Err(QueueError::LeaseLost(_)) => {
                     tracing::debug!(media = %media.id, chunk = chunk.number, "another worker has this chunk by now");
@@ -199,6 +200,10 @@ async fn attempt(
         Err(fault) => return Ok(Attempted::Trouble(fault.into())),
     };
     if let Some(words) = source::difference(&media.facts, &facts) {
+        // Another card in the same place is no change of this file.
+        if let Err(fault) = source::on_its_volume(media, &host::volumes()) {
+            return Ok(Attempted::Trouble(fault.into()));
+        }
         return Ok(Attempted::Trouble(Fault::FileChanged { words }.into()));
     }
     let file = Arc::new(file);
@@ -271,7 +276,8 @@ async fn attempt(
                     match engine.queue.renew(lease, acknowledged.min(chunk.length), engine.settings.lease).await {
                         Ok(()) => {}
                         Err(QueueError::LeaseLost(_)) => return Ok(Attempted::Lost),
-                        Err(error) => return Err(error),
+                        // The lease runs much longer than the next time to renew it.
+                        Err(error) => tracing::warn!("{error}"),
                     }
                 }
             }
@@ -306,12 +312,16 @@ async fn attempt(
         }
     };
     // What was read is what the file was only if it is still the same file.
-    let now = tokio::task::spawn_blocking(move || {
-        file.metadata().map(|metadata| host::facts_of(&metadata))
-    });
-    if let Ok(Ok(now)) = now.await
-        && let Some(words) = source::difference(&media.facts, &now)
-    {
+    let now = match source::look_again(media, &engine.hung, file).await {
+        Ok(now) => now,
+        Err(fault) => {
+            return Ok(Attempted::Trouble(Trouble {
+                bytes_wasted: chunk.length,
+                ..fault.into()
+            }));
+        }
+    };
+    if let Some(words) = source::difference(&media.facts, &now) {
         let words = format!("{words} while it was sent");
         return Ok(Attempted::Trouble(Trouble {
             bytes_wasted: chunk.length,

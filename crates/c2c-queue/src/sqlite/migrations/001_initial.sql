@@ -61,6 +61,8 @@ CREATE TABLE media (
     registered_at    INTEGER,
     urls_at          INTEGER,
     registrations    INTEGER NOT NULL DEFAULT 0,
+    -- How many of them a person's retry has forgiven.
+    registrations_before INTEGER NOT NULL DEFAULT 0 CHECK (registrations_before <= registrations),
     possible_duplicates INTEGER NOT NULL DEFAULT 0,
     chunk_count      INTEGER NOT NULL DEFAULT 0,
     chunks_ready     INTEGER NOT NULL DEFAULT 0 CHECK (chunks_ready >= 0),
