@@ -228,7 +228,7 @@ pub struct Outcome {
 pub struct Added {
     /// The media, new or old.
     pub id: MediaId,
-    /// It was in the queue already (same path, size, time and identity), in this state.
+    /// It was in the queue already (same path, volume, size, time and number of the file), in this state.
     pub already: Option<MediaState>,
 }
 
@@ -337,9 +337,10 @@ pub trait Queue: Send + Sync + std::fmt::Debug + 'static {
 
     /// Accepts media. Answers one [`Added`] per media, in order, after all of them are on disk.
     ///
-    /// A media is already there if one with the same path, [`FileFacts`] and channel exists in any state but
-    /// `cancelled`; then nothing changes unless `again` is set. If one of them makes no sense (a path that is not
-    /// absolute, no name, 0 parts) none is accepted: [`QueueError::Invalid`].
+    /// A media is already there if one with the same path, [`FileFacts`] and channel exists in any state but `cancelled`; then
+    /// nothing changes unless `again` is set. The number of the device does not matter, since it changes with every mount; two
+    /// volumes that are known and differ do. If one of them makes no sense (a path that is not absolute, no name, 0 parts) none
+    /// is accepted: [`QueueError::Invalid`].
     async fn add(&self, media: Vec<NewMedia>) -> Result<Vec<Added>, QueueError>;
 
     // Registration.
@@ -364,7 +365,7 @@ pub trait Queue: Send + Sync + std::fmt::Debug + 'static {
     ) -> Result<Outcome, QueueError>;
     /// The file differs from what was added: stores what it is now (size, time, identity), so that the registration under
     /// this lease goes on with it. With `capture`, the moment of capture is another one, too, and not accepted by anybody.
-async fn file_changed(
+    async fn file_changed(
         &self,
         lease: &Lease,
         facts: FileFacts,

@@ -109,6 +109,17 @@ pub(super) async fn the_same_file_is_added_once(kit: Kit) {
         assert_eq!(added.already, None);
         kit.by_hand(&[added.id], ByHand::Cancel).await;
     }
+    // The same file, mounted as another device; then another card in the same place.
+    let mut mounted = clip("m", 4);
+    for (device, volume, known) in [(7, "one", false), (8, "one", true), (8, "two", false)] {
+        mounted.facts.file_id = Some(FileId { device, file: 2 });
+        mounted.volume = Some(Volume {
+            id: volume.to_owned(),
+            ..card()
+        });
+        let added = kit.queue.add(vec![mounted.clone()]).await.unwrap();
+        assert_eq!(added[0].already.is_some(), known, "{device} {volume}");
+    }
     // The same file under other wishes.
     let mut same = clip("a", 4);
     same.priority = 9;

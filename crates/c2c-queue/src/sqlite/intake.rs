@@ -89,10 +89,11 @@ fn check(new: &NewMedia) -> Done<()> {
     Err(QueueError::Invalid(words).into())
 }
 
-/// The same file, in the queue already.
+/// The same file, in the queue already. The number of the device is not asked: it changes with every mount and restart.
+/// Another volume at the same place is another one, as far as both are known.
 fn twin(tx: &Tx<'_>, new: &NewMedia) -> Done<Option<(MediaId, MediaState)>> {
-    let sql = "SELECT id, state FROM media INDEXED BY media_by_path WHERE path = ? AND size = ? AND mtime_ns = ? AND device IS ? \
-        AND file IS ? AND channel = ? AND state <> 'cancelled' ORDER BY id DESC LIMIT 1";
+    let sql = "SELECT id, state FROM media INDEXED BY media_by_path WHERE path = ?1 AND size = ?2 AND mtime_ns = ?3 \
+        AND file IS ?4 AND channel = ?5 AND coalesce(volume_id = ?6, 1) AND state <> 'cancelled' ORDER BY id DESC LIMIT 1";
     let row: Option<(i64, String)> = tx
         .db
         .prepare_cached(sql)?
@@ -101,9 +102,9 @@ fn twin(tx: &Tx<'_>, new: &NewMedia) -> Done<Option<(MediaId, MediaState)>> {
                 path_value(&new.path),
                 rows::number(new.facts.size),
                 new.facts.mtime_ns,
-                new.facts.file_id.map(|id| id.device.cast_signed()),
                 new.facts.file_id.map(|id| id.file.cast_signed()),
                 new.channel,
+                new.volume.as_ref().map(|volume| volume.id.as_str()),
             ],
             |row| Ok((row.get(0)?, row.get(1)?)),
         )
