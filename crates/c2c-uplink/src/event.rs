@@ -84,6 +84,13 @@ pub enum Event {
     },
     /// The channel was paused or resumed in Frame.io.
     Paused(bool),
+    /// The authorization ends within a day, as somebody set it in Frame.io. Said once for each date.
+    AuthorizationExpiring {
+        /// When, as the service wrote it.
+        at: String,
+        /// Time until then.
+        left: Duration,
+    },
     /// The durable queue cannot be written or read; work stops until it can.
     StoreTrouble {
         /// Why, for a person.

@@ -39,6 +39,8 @@ pub enum LinkFault {
     Dns,
     /// No connection to any of its addresses.
     Connect,
+    /// The proxy on the way cannot be reached or does not let us through.
+    Proxy,
     /// The handshake does not finish.
     Tls,
     /// Somebody else answers: the certificate is not trusted.
@@ -69,6 +71,8 @@ pub(crate) struct Link {
     /// The upload host that was found unreachable while the API was not.
     uploads: std::sync::Mutex<Option<UploadHost>>,
     nudge: tokio::sync::Notify,
+    /// Counts the changes of the network.
+    changes: watch::Sender<u64>,
 }
 
 impl Link {
@@ -86,6 +90,7 @@ impl Link {
             finished: watch::Sender::new(0),
             uploads: std::sync::Mutex::new(None),
             nudge: tokio::sync::Notify::new(),
+            changes: watch::Sender::new(0),
         }
     }
 
@@ -95,6 +100,11 @@ impl Link {
 
     pub(crate) fn subscribe(&self) -> watch::Receiver<LinkState> {
         self.state.subscribe()
+    }
+
+    /// Changes with every change of the network.
+    pub(crate) fn watch_network(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
     }
 
     pub(crate) fn is_online(&self) -> bool {
@@ -155,6 +165,7 @@ impl Link {
                 Stage::Resolve
                     | Stage::Connect
                     | Stage::ConnectTimeout
+                    | Stage::Proxy
                     | Stage::Tls
                     | Stage::TlsCertificate
             ),
@@ -183,6 +194,7 @@ impl Link {
     /// The network changed: idle connections may be dead, and whether the service can be reached is asked at once.
     pub(crate) async fn network_changed(&self) {
         self.client.drop_idle();
+        self.changes.send_modify(|count| *count += 1);
         if self.is_online() {
             self.judge().await;
         } else {
@@ -283,7 +295,10 @@ impl Link {
                         ),
                     );
                 }
-                self.name_broken_step(&cause).await
+                if transport.stage == Stage::Proxy {
+                    return offline(LinkFault::Proxy, transport.source.to_string());
+                }
+                self.name_broken_step(&cause, transport.stage).await
             }
             _ => offline(
                 LinkFault::Silent,
@@ -292,8 +307,22 @@ impl Link {
         }
     }
 
-    async fn name_broken_step(&self, cause: &str) -> LinkState {
+    async fn name_broken_step(&self, cause: &str, stage: Stage) -> LinkState {
         let host = self.client.api_host().to_owned();
+        if let Some(proxy) = self.client.api_proxy() {
+            // Names and addresses are the proxy's matter, and it was passed.
+            let fault = if stage == Stage::Tls {
+                LinkFault::Tls
+            } else {
+                LinkFault::Silent
+            };
+            return LinkState::Offline {
+                fault,
+                words: format!(
+                    "the proxy {proxy} lets us through, but {host} does not answer ({cause}); waiting for it"
+                ),
+            };
+        }
         let addresses = match self.client.probe_dns().await {
             Ok(addresses) => addresses,
             Err(_) => {

@@ -14,7 +14,7 @@ use c2c_queue::{
 
 use futures_util::FutureExt;
 
-use crate::connection::NoToken;
+use crate::connection::{NoToken, Why};
 use crate::crash;
 use crate::engine::{Engine, Trouble, panic_words, server_words};
 use crate::event::Event;
@@ -172,8 +172,12 @@ async fn handle(
             }
             // The refresh may lead into another project: nobody may be inside the gate then, ourselves included.
             drop(pass);
-            match engine.connection.refresh(&token).await {
-                Ok(_) | Err(NoToken::Lost | NoToken::NotNow) => Ok(()),
+            match engine.connection.refresh(&token, Why::Refused).await {
+                Ok(_) => Ok(()),
+                Err(NoToken::Lost | NoToken::NotNow) => {
+                    *refused = None;
+                    Ok(())
+                }
                 Err(NoToken::Store(error)) => Err(error),
             }
         }

@@ -38,6 +38,7 @@ impl Supervisor {
         supervisor.keep("upkeep", upkeep::look_after);
         supervisor.keep("seal", upkeep::seal);
         supervisor.keep("connection", upkeep::keep_connection);
+        supervisor.keep("presence", crate::connection::presence::keep);
         supervisor.keep("network", network::watch);
         supervisor.keep("link", |engine| async move {
             engine.link.keep(&engine.stop, || engine.jitter()).await;

@@ -12,7 +12,7 @@ use c2c_queue::{
 use sha2::{Digest, Sha256};
 use tokio::task::JoinHandle;
 
-use crate::connection::{NoToken, Standing};
+use crate::connection::{NoToken, Standing, Why};
 use crate::crash;
 use crate::engine::Engine;
 use crate::event::Event;
@@ -345,7 +345,6 @@ fn digest_of(
 
 /// Keeps the connection: confirms who we are, renews tokens ahead of need, and is heard by the service. Until the shutdown.
 pub(crate) async fn keep_connection(engine: Arc<Engine>) {
-    const PRESENCE: Duration = Duration::from_secs(120);
     let mut standing = engine.connection.watch_standing();
     let mut failures = 0;
     loop {
@@ -369,27 +368,27 @@ pub(crate) async fn keep_connection(engine: Arc<Engine>) {
                 engine.connection.confirm().await.map(|_| ())
             }
             Standing::Paired { .. } => {
-                let presence = PRESENCE.saturating_sub(engine.connection.silent_for());
-                let renewal = engine
-                    .connection
-                    .renew_in(0.0)
-                    .await
-                    .unwrap_or(Duration::MAX);
+                let presence = engine.connection.tend_in();
+                let renewal = engine.connection.renew_in().await.unwrap_or(Duration::MAX);
                 let wait = presence.min(renewal).max(Duration::from_millis(200));
                 tokio::select! {
                     _ = engine.stop.cancelled() => return,
                     _ = standing.changed() => continue,
+                    _ = engine.connection.tend_again() => continue,
                     _ = engine.clock.sleep(wait) => {}
                 }
                 tokio::select! {
                     _ = engine.stop.cancelled() => return,
                     _ = engine.link.online() => {}
                 }
-                tend(&engine, PRESENCE).await
+                tend(&engine).await
             }
         };
         match step {
-            Ok(()) => failures = 0,
+            Ok(()) => {
+                failures = 0;
+                engine.changed();
+            }
             Err(NoToken::Store(error)) => engine.store_trouble(&error).await,
             Err(NoToken::Lost | NoToken::NotNow) => {
                 failures += 1;
@@ -410,21 +409,19 @@ pub(crate) async fn keep_connection(engine: Arc<Engine>) {
 }
 
 /// Renews the tokens if they are due; otherwise lets the service hear from us, and hears whether the channel is paused.
-async fn tend(engine: &Engine, presence: Duration) -> Result<(), NoToken> {
-    let jitter = engine.jitter();
+async fn tend(engine: &Engine) -> Result<(), NoToken> {
     if engine
         .connection
-        .renew_in(jitter)
+        .renew_in()
         .await
         .is_some_and(|due| due.is_zero())
     {
         let access = engine.connection.any_access().await?;
-        return engine.connection.refresh(&access).await.map(|_| ());
+        return engine
+            .connection
+            .refresh(&access, Why::AheadOfNeed)
+            .await
+            .map(|_| ());
     }
-    if engine.connection.silent_for() >= presence {
-        // The identity call is presence and news in one: it tells whether the channel is paused.
-        engine.connection.look().await?;
-        engine.changed();
-    }
-    Ok(())
+    engine.connection.tend().await
 }

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use c2c_protocol::{Client, ClientConfig, ResolveOverride, SecretString, Trust, load_ca_file};
+use c2c_protocol::{
+    Client, ClientConfig, Proxy, ResolveOverride, SecretString, Trust, load_ca_file,
+};
 use c2c_queue::{
     Added, Clock, Hold, Identity, MediaState, Queue, QueueStatus, Receipt, SqliteOptions,
     SqliteQueue, SystemClock, Vault,
@@ -298,6 +300,11 @@ impl Uplink {
         self.engine.connection.standing()
     }
 
+    /// Whether the presence socket is open: pauses are heard at once then, and otherwise within two minutes.
+    pub fn has_presence_socket(&self) -> bool {
+        self.engine.connection.has_socket()
+    }
+
     /// Whether the service can be reached.
     pub fn link(&self) -> LinkState {
         self.engine.link.state()
@@ -376,6 +383,13 @@ impl UplinkBuilder {
     /// Addresses for hosts, like `--resolve` of curl: for services in the house.
     pub fn resolve(mut self, overrides: Vec<ResolveOverride>) -> UplinkBuilder {
         self.api.resolve = overrides;
+        self
+    }
+
+    /// The proxy on the way to the service and the storage; by default that of the environment (`HTTPS_PROXY`,
+    /// `ALL_PROXY`, `NO_PROXY`).
+    pub fn proxy(mut self, proxy: Proxy) -> UplinkBuilder {
+        self.api.proxy = proxy;
         self
     }
 

@@ -8,18 +8,21 @@
 //!    transfer is cancelled and the queue emptied before the first request for the new project.
 //! 4. Losing the authorization loses nothing else.
 
+mod expiry;
 mod pairing;
+pub(crate) mod presence;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
 use std::time::Duration;
 
 use c2c_protocol::{
-    Client, DeviceStatus, ErrorKind, ExposeSecret, Me, Reached, SecretString, Stage,
+    Client, DeviceStatus, ErrorKind, ExposeSecret, Me, Reached, RefusalBody, RetryAfter,
+    SecretString, Stage,
 };
 use c2c_queue::{Airlock, Identity, Queue, QueueError, RefreshState, Tokens};
 use serde::Serialize;
-use tokio::sync::{Mutex, broadcast, watch};
+use tokio::sync::{Mutex, Notify, broadcast, watch};
 
 use crate::crash;
 use crate::error::UplinkError;
@@ -29,6 +32,7 @@ use crate::time::TimeKeeper;
 use crate::transfer::Airgate;
 
 pub use pairing::{Pairing, PairingStep};
+use presence::Pause;
 
 /// Whether this unit may talk to its project.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -55,6 +59,15 @@ pub(crate) struct Credentials {
     pub(crate) client_secret: SecretString,
 }
 
+/// Why the tokens are renewed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// The access token was refused.
+    Refused,
+    /// It will run out.
+    AheadOfNeed,
+}
+
 /// How a call that needs a token ended when it did not end with an answer.
 #[derive(Debug)]
 pub(crate) enum NoToken {
@@ -78,6 +91,8 @@ struct Held {
     /// When the tokens run out, in time since boot; `None` if unknown.
     expires_boot_ms: Option<i64>,
     stored_boot_ms: Option<i64>,
+    /// How much earlier than planned this pair is renewed, from 0 to 1.
+    jitter: f64,
 }
 
 /// The one connection of this unit.
@@ -93,10 +108,19 @@ pub(crate) struct Connection {
     held: Mutex<Held>,
     standing: watch::Sender<Standing>,
     identity: watch::Sender<Option<Identity>>,
-    /// The last time that the API was called, for presence.
+    /// The last time that the API was called, that the identity was asked, and of a heartbeat, for presence.
     last_call: AtomicI64,
-    /// When the channel was first seen paused, in time since boot; `i64::MAX` while it is not.
-    paused_since: AtomicI64,
+    last_look: AtomicI64,
+    last_heartbeat: AtomicI64,
+    /// The identity is asked once at a time, so that no answer overtakes a newer one.
+    asking: Mutex<()>,
+    /// The presence socket is open.
+    socket: AtomicBool,
+    /// Whoever tends the presence should look again what is due.
+    tend_again: Notify,
+    pause: std::sync::Mutex<Pause>,
+    /// The last date of expiry that was announced.
+    announced_expiry: std::sync::Mutex<Option<String>>,
     /// Tokens that `devices/me` refused since it accepted one.
     refusals: AtomicU32,
     /// Renewals that failed in a row, and until when (time since boot) no further one ahead of need is tried.
@@ -148,6 +172,7 @@ impl Connection {
                 .map(|tokens| stored_boot_ms + tokens.expires_in_ms as i64),
             stored_boot_ms: stored.tokens.as_ref().map(|_| stored_boot_ms),
             tokens: stored.tokens,
+            jitter: fastrand::f64(),
         };
         Ok(Connection {
             queue,
@@ -161,7 +186,13 @@ impl Connection {
             standing: watch::Sender::new(standing),
             identity: watch::Sender::new(stored.identity),
             last_call: AtomicI64::new(i64::MIN),
-            paused_since: AtomicI64::new(i64::MAX),
+            last_look: AtomicI64::new(i64::MIN),
+            last_heartbeat: AtomicI64::new(i64::MIN),
+            asking: Mutex::default(),
+            socket: AtomicBool::new(false),
+            tend_again: Notify::new(),
+            pause: std::sync::Mutex::default(),
+            announced_expiry: std::sync::Mutex::default(),
             refusals: AtomicU32::new(0),
             failed_renewals: AtomicU32::new(0),
             no_renewal_before: AtomicI64::new(i64::MIN),
@@ -187,14 +218,14 @@ impl Connection {
     /// Whether something captured `offset` seconds ago was captured while the channel was already known to be paused.
     pub(crate) fn is_fresh_in_pause(&self, offset: u64) -> bool {
         let captured = self.time.boot().0 - (offset as i64).saturating_mul(1000);
-        self.is_paused() && captured >= self.paused_since.load(Ordering::Relaxed)
+        self.is_paused() && self.pause().since.is_some_and(|since| captured >= since)
     }
 
     /// Asks who we are while the gate stays open: presence, and news about a pause.
     pub(crate) async fn look(&self) -> Result<(), NoToken> {
         let access = self.any_access().await?;
         match self.confirm_with(&access).await {
-            Err(NoToken::Lost) => self.refresh(&access).await.map(|_| ()),
+            Err(NoToken::Lost) => self.refresh(&access, Why::Refused).await.map(|_| ()),
             Err(other) => Err(other),
             Ok(_) => Ok(()),
         }
@@ -249,11 +280,11 @@ impl Connection {
     }
 
     /// Time until the tokens should be renewed ahead of need: three quarters of their life, earlier by a random part of a tenth.
-    pub(crate) async fn renew_in(&self, jitter: f64) -> Option<Duration> {
+    pub(crate) async fn renew_in(&self) -> Option<Duration> {
         let held = self.held.lock().await;
         let (expires, stored) = (held.expires_boot_ms?, held.stored_boot_ms?);
         let life = (expires - stored).max(0) as f64;
-        let ahead = stored + ((life * (0.75 - 0.1 * jitter)) as i64).max(LEAST_AGE_MS);
+        let ahead = stored + ((life * (0.75 - 0.1 * held.jitter)) as i64).max(LEAST_AGE_MS);
         let due = ahead.max(self.no_renewal_before.load(Ordering::Relaxed));
         Some(Duration::from_millis(
             (due - self.time.boot().0).max(0) as u64
@@ -261,7 +292,11 @@ impl Connection {
     }
 
     /// Renews the tokens because `stale` was refused or is about to run out. If somebody else did so meanwhile, that is enough.
-    pub(crate) async fn refresh(&self, stale: &SecretString) -> Result<SecretString, NoToken> {
+    pub(crate) async fn refresh(
+        &self,
+        stale: &SecretString,
+        why: Why,
+    ) -> Result<SecretString, NoToken> {
         let mut held = self.held.lock().await;
         let Some(tokens) = &held.tokens else {
             return Err(NoToken::Lost);
@@ -280,7 +315,7 @@ impl Connection {
         }
         let pair = match answer {
             Ok(pair) => pair,
-            Err(error) => return Err(self.refresh_failed(&mut held, error).await?),
+            Err(error) => return Err(self.refresh_failed(&mut held, error, why).await?),
         };
         crash::point("refresh.answered");
         // Until `devices/me` confirms the project, nobody registers or sends.
@@ -319,10 +354,12 @@ impl Connection {
         &self,
         held: &mut Held,
         error: c2c_protocol::Error,
+        why: Why,
     ) -> Result<NoToken, QueueError> {
         let dead = match &error.kind {
             ErrorKind::Refused(refusal) => {
-                refusal.status == 401
+                // A page with this status is from somebody in between.
+                (refusal.status == 401 && !matches!(refusal.body, RefusalBody::Html))
                     || refusal.says("Not Authorized")
                     || matches!(
                         refusal.simple(),
@@ -332,7 +369,7 @@ impl Connection {
             _ => false,
         };
         if dead {
-            let words = "Frame.io does not renew the authorization of this unit".to_owned();
+            let words = self.words_of_loss();
             self.lose(held, words).await?;
             return Ok(NoToken::Lost);
         }
@@ -343,6 +380,10 @@ impl Connection {
         if matches!(error.kind, ErrorKind::Transport(_) | ErrorKind::Answer(_)) {
             self.link.judge().await;
         }
+        if why == Why::Refused {
+            // Nothing can be done with the old token; the connection keeper tries on.
+            self.standing.send_replace(Standing::Unconfirmed);
+        }
         let failures = self.failed_renewals.fetch_add(1, Ordering::Relaxed) + 1;
         let wait = crate::settle::backoff(
             failures,
@@ -350,12 +391,23 @@ impl Connection {
             Duration::from_secs(300),
             1.0,
         );
+        let wait = wait.max(self.asked_to_wait(&error));
         self.no_renewal_before.store(
             self.time.boot().0 + wait.as_millis() as i64,
             Ordering::Relaxed,
         );
         tracing::warn!("the tokens could not be refreshed, trying again later: {error}");
         Ok(NoToken::NotNow)
+    }
+
+    /// How long the service asks to be left alone, an hour at most.
+    fn asked_to_wait(&self, error: &c2c_protocol::Error) -> Duration {
+        let asked = match error.refusal().and_then(|refusal| refusal.retry_after) {
+            Some(RetryAfter::Delay(wait)) => wait,
+            Some(RetryAfter::At(at)) => at.duration_since(self.time.now()).unwrap_or_default(),
+            None => Duration::ZERO,
+        };
+        asked.min(Duration::from_secs(3600))
     }
 
     async fn keep_tokens(&self, held: &mut Held, tokens: Tokens) -> Result<(), QueueError> {
@@ -377,6 +429,7 @@ impl Connection {
         held.stored_boot_ms = Some(now);
         held.expires_boot_ms = Some(now + tokens.expires_in_ms as i64);
         held.tokens = Some(tokens);
+        held.jitter = fastrand::f64();
         Ok(())
     }
 
@@ -424,7 +477,7 @@ impl Connection {
         match self.confirm_with(&access).await {
             Err(NoToken::Lost) => {
                 // The token was refused: a refresh tells whether the authorization itself is gone, and confirms by itself.
-                self.refresh(&access).await?;
+                self.refresh(&access, Why::Refused).await?;
                 self.identity().ok_or(NoToken::NotNow)
             }
             other => other,
@@ -433,7 +486,9 @@ impl Connection {
 
     /// [`NoToken::Lost`] means here only that this access token was refused.
     async fn confirm_with(&self, access: &SecretString) -> Result<Identity, NoToken> {
-        let sent = self.time.boot();
+        let _asking = self.asking.lock().await;
+        let (sent, pushed) = (self.time.boot(), self.pushed());
+        self.last_look.store(sent.0, Ordering::Relaxed);
         let answer = self.client.me(access).await;
         self.note_call(&answer, sent).await;
         let me = match answer {
@@ -462,7 +517,7 @@ impl Connection {
             return Err(NoToken::NotNow);
         }
         self.refusals.store(0, Ordering::Relaxed);
-        Ok(self.admit(me).await?)
+        Ok(self.admit(me, pushed).await?)
     }
 
     /// `devices/me` refused a token. After too many fresh ones in a row only a person can help.
@@ -483,7 +538,7 @@ impl Connection {
     }
 
     /// The airlock: nothing of one project passes into another.
-    async fn admit(&self, me: Me) -> Result<Identity, QueueError> {
+    async fn admit(&self, me: Me, pushed: u64) -> Result<Identity, QueueError> {
         let paused = me.status == DeviceStatus::Paused;
         let identity = identity_of(me);
         let before = self.identity();
@@ -508,17 +563,8 @@ impl Connection {
             let _ = self.events.send(Event::ProjectChanged { from, cleared });
         }
         self.identity.send_replace(Some(identity.clone()));
-        let was_paused = self.is_paused();
-        if !paused {
-            self.paused_since.store(i64::MAX, Ordering::Relaxed);
-        } else if !was_paused {
-            self.paused_since
-                .store(self.time.boot().0, Ordering::Relaxed);
-        }
-        self.standing.send_replace(Standing::Paired { paused });
-        if was_paused != paused {
-            let _ = self.events.send(Event::Paused(paused));
-        }
+        self.admitted(paused, pushed).await?;
+        self.announce_expiry();
         let _ = self.events.send(Event::Identity(identity.clone()));
         Ok(identity)
     }

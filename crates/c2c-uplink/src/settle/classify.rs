@@ -37,7 +37,7 @@ pub(crate) fn classify_put(error: &Error, link_up: bool) -> Fault {
 
 fn classify_transport(transport: &TransportError, link_up: bool) -> Fault {
     match transport.stage {
-        Stage::Resolve | Stage::Connect | Stage::ConnectTimeout | Stage::Tls => {
+        Stage::Resolve | Stage::Connect | Stage::ConnectTimeout | Stage::Proxy | Stage::Tls => {
             Fault::Unreachable {
                 words: transport.to_string(),
             }
