@@ -153,9 +153,15 @@ async fn handle(
             if matches!(trouble.fault.scope(), Scope::Refusal | Scope::Request) {
                 engine.account_limit.store(false, Ordering::Relaxed);
             }
+            let waits_for_resume = trouble.fault == Fault::PausedNow;
             engine
                 .settle(&lease, &media, Operation::Register, number, trouble)
-                .await
+                .await?;
+            if waits_for_resume {
+                // The pause may have ended while the hold was stored.
+                engine.connection.release_unless_paused().await?;
+            }
+            Ok(())
         }
         Attempted::Refused(token) => {
             // A fresh token, confirmed since, and refused for this media again: it is not the token.
