@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use c2c_simulator::{BodyKind, Effect, EndpointName, Fault, Simulator, Target};
-use c2c_uplink::Standing;
 use c2c_uplink::queue::MediaState;
+use c2c_uplink::{PairingStep, Standing};
 
 use crate::bench::{Bench, PATIENCE, idle, media, reaches};
 
@@ -147,5 +147,82 @@ async fn a_refresh_survives_trouble_of_the_service() {
     bench.sim.clock().advance(Duration::from_secs(28_801));
     let id = uplink.add([bench.file("clip.mov", 1000, 1)]).await.unwrap()[0].id;
     reaches(&uplink, id, MediaState::Delivered).await;
+    uplink.shutdown().await.unwrap();
+}
+
+/// Pairing before anything else runs, with the service away at first: the wait is told, and the code comes when the service does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pairing_survives_a_service_that_is_away() {
+    let bench = Bench::start().await;
+    bench.sim.admin().add_fault(Fault {
+        on: Target {
+            endpoint: EndpointName::Any,
+            part: None,
+            asset_name: None,
+        },
+        effect: Effect::CutBeforeAnswer,
+        times: Some(4),
+        after: 0,
+        probability: None,
+    });
+    let uplink = bench.uplink().open().await.unwrap();
+    let mut pairing = uplink.pair();
+    let first = pairing.next().await.unwrap();
+    assert!(
+        matches!(first, Some(PairingStep::Waiting { .. })),
+        "{first:?}"
+    );
+    let code = tokio::time::timeout(PATIENCE, pairing.next()).await;
+    let code = code.expect("the code comes by itself").unwrap();
+    let Some(PairingStep::Code { user_code, .. }) = code else {
+        panic!("{code:?}");
+    };
+    bench.sim.admin().approve(&user_code, None, None).unwrap();
+    let paired = pairing.next().await.unwrap();
+    assert!(matches!(paired, Some(PairingStep::Paired(_))), "{paired:?}");
+    uplink.shutdown().await.unwrap();
+}
+
+/// Dropped at any moment, a pairing leaves nothing behind that blocks the next one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dropped_pairing_polls_no_more_and_blocks_nothing() {
+    let bench = Bench::start().await;
+    let uplink = bench.uplink().open().await.unwrap();
+    let mut pairing = uplink.pair();
+    pairing.next().await.unwrap();
+    let polling = tokio::time::timeout(Duration::from_millis(700), pairing.next()).await;
+    assert!(polling.is_err(), "nobody approved it");
+    drop(pairing);
+    let polls = |bench: &Bench| {
+        let requests = bench.sim.admin().requests();
+        requests
+            .iter()
+            .filter(|request| request.endpoint == EndpointName::Token)
+            .count()
+    };
+    let before = polls(&bench);
+    assert!(before > 0);
+    bench.pair(&uplink).await;
+    let second: usize = polls(&bench) - before;
+    assert!(second <= 3, "{second} polls: the first pairing still runs");
+    uplink.shutdown().await.unwrap();
+}
+
+/// The key file is lost: the secrets are, too, but the queue is not, and pairing again brings everything back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_key_costs_a_pairing_and_nothing_else() {
+    let bench = Bench::start().await;
+    let uplink = bench.uplink().open().await.unwrap();
+    bench.pair(&uplink).await;
+    let file = bench.file("clip.mov", 10_000, 1);
+    let id = uplink.add([&file]).await.unwrap()[0].id;
+    uplink.shutdown().await.unwrap();
+    std::fs::remove_file(bench.state().join("key")).unwrap();
+    let uplink = bench.uplink().open().await.unwrap();
+    assert!(matches!(uplink.standing(), Standing::PairAgain { .. }));
+    bench.pair(&uplink).await;
+    uplink.start().await;
+    reaches(&uplink, id, MediaState::Delivered).await;
+    bench.assert_delivered("clip.mov", &file).await;
     uplink.shutdown().await.unwrap();
 }
