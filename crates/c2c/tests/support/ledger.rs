@@ -1,6 +1,7 @@
 //! The log of the service held against the books of the unit: what was sent again, and what arrived.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
 use std::time::Duration;
 
 use c2c_simulator::{Admin, EndpointName, LoggedRequest};
@@ -132,7 +133,11 @@ impl Ledger {
             .filter(|name| !there.contains_key(*name))
             .count();
         if lost > 0 {
-            eprintln!("lost {lost} of {names:?}: {:#?}", books.media);
+            let _ = writeln!(
+                std::io::stderr(),
+                "lost {lost} of {names:?}: {:#?}",
+                books.media
+            );
             return Cost {
                 lost,
                 ..self.cost(admin)
