@@ -276,7 +276,7 @@ pub struct Media {
     pub held_at: Option<WallTime>,
     /// How long it has been held, in milliseconds of the store's own time.
     pub held_for_ms: Option<u64>,
-    /// Tries used by registration in the current round.
+    /// Tries used by registration in the current round; one that succeeded does not count.
     pub tries: u32,
     /// Rounds used up since the last progress.
     pub rounds: u32,

@@ -166,7 +166,7 @@ pub enum Verdict {
     RegisterAgain {
         /// The wait.
         after: Duration,
-        /// Whether this used up a try of the registration.
+        /// Whether this used up a try of the registration. The try of one that succeeded was given back when it did.
         counted: bool,
     },
     /// Set aside with a reason; goes on by itself or by hand when the reason is gone. The try is given back. Other
@@ -330,16 +330,18 @@ impl QueueStatus {
 /// What is remembered between two instants of the power supply.
 ///
 /// Every method is one transaction and returns after it is durable. Durations are measured on the
-/// store's own time, which never goes back. All methods may fail with a storage error.
+/// store's own time, which never goes back: it runs while the system runs, whether or not the program does, stands still
+/// while the system is off, and asks the wall clock only once, for where to begin in a new store. All methods may fail with
+/// a storage error.
 #[async_trait]
 pub trait Queue: Send + Sync + std::fmt::Debug + 'static {
     // Intake.
 
     /// Accepts media. Answers one [`Added`] per media, in order, after all of them are on disk.
     ///
-    /// A media is already there if one with the same path, [`FileFacts`] and channel exists in any state but `cancelled`; then
-    /// nothing changes unless `again` is set. The number of the device does not matter, since it changes with every mount; two
-    /// volumes that are known and differ do. If one of them makes no sense (a path that is not absolute, no name, 0 parts) none
+    /// A media is already there if one with the same path, size, modification time and channel exists in any state but
+    /// `cancelled`; then nothing changes unless `again` is set. Two numbers of the file, or two volumes, that are known and
+    /// differ make another media. The number of the device does not: it changes with every mount. If one of them makes no sense (a path that is not absolute, no name, 0 parts) none
     /// is accepted: [`QueueError::Invalid`].
     async fn add(&self, media: Vec<NewMedia>) -> Result<Vec<Added>, QueueError>;
 
@@ -354,8 +356,10 @@ pub trait Queue: Send + Sync + std::fmt::Debug + 'static {
         lease: Duration,
         ahead: Option<u64>,
     ) -> Result<Claim<RegistrationClaim>, QueueError>;
-    /// The asset exists: stores it with all its chunks; the media is `transferring`. Tries and rounds are not reset: only
-    /// bytes that arrive are progress. Chunks that do not cover the file exactly once are [`QueueError::Invalid`].
+    /// The asset exists: stores it with all its chunks; the media is `transferring`. The try that succeeded does not stay
+    /// counted. Earlier tries and rounds are not reset: only bytes that arrive are progress. So how often a media is registered
+    /// is bounded by its caller, through [`Media::registrations_since_retry`]. Chunks that do not cover the file exactly once
+    /// are [`QueueError::Invalid`].
     async fn asset_created(&self, lease: &Lease, asset: NewAsset) -> Result<(), QueueError>;
     /// The registration did not succeed.
     async fn registration_failed(
@@ -364,7 +368,8 @@ pub trait Queue: Send + Sync + std::fmt::Debug + 'static {
         setback: Setback,
     ) -> Result<Outcome, QueueError>;
     /// The file differs from what was added: stores what it is now (size, time, identity), so that the registration under
-    /// this lease goes on with it. With `capture`, the moment of capture is another one, too, and not accepted by anybody.
+    /// this lease goes on with it. With `capture`, the moment of capture is another one, too, and not accepted by anybody; one
+    /// with a boot but no time since it, or the reverse, is [`QueueError::Invalid`].
     async fn file_changed(
         &self,
         lease: &Lease,
@@ -383,8 +388,8 @@ pub trait Queue: Send + Sync + std::fmt::Debug + 'static {
     ) -> Result<Claim<ChunkClaim>, QueueError>;
     /// A 2xx with its proof arrived. The last chunk delivers the media in the same transaction.
     ///
-    /// Tries and rounds of the media start again at 0: it made progress; the tries of its other chunks stay as they are. Media
-    /// that are held meanwhile are delivered all the same. A proof whose ETag has the form of an MD5 and differs
+    /// Tries and rounds of the media start again at 0, and a final try ends: it made progress, and is a media like any other
+    /// again. The tries of its other chunks stay as they are. Media that are held meanwhile are delivered all the same. A proof whose ETag has the form of an MD5 and differs
     /// from `md5` must not be reported here ([`QueueError::Invalid`]); it is a fault of the chunk.
     async fn chunk_sent(&self, lease: &Lease, proof: ChunkProof) -> Result<Sent, QueueError>;
     /// The chunk did not arrive. A verdict that rests the media or registers it again voids the leases of its other chunks;
@@ -428,7 +433,8 @@ pub trait Queue: Send + Sync + std::fmt::Debug + 'static {
     /// Ends every hold of this kind, e.g. when the channel is resumed.
     async fn unhold_all(&self, hold: Hold) -> Result<Vec<MediaId>, QueueError>;
     /// Gives parked media, parked under another boot marker than `boot`, exactly one more try. The marker is the clock's boot
-    /// id, or the name of the process where the clock has none. Only delivery or a retry by hand ends the final try.
+    /// id, or the name of the process where the clock has none. Only progress or a retry by hand ends the final try: media that
+    /// are parked on it are not given another one.
     async fn grant_restart_tries(&self, boot: &str) -> Result<Vec<MediaId>, QueueError>;
 
     // By hand.
@@ -482,6 +488,8 @@ pub trait Queue: Send + Sync + std::fmt::Debug + 'static {
         after: Option<MediaId>,
         limit: u32,
     ) -> Result<Vec<Media>, QueueError>;
+    /// The media that are held, in order of id, at most `limit`. Costs nothing for those that are not.
+    async fn held(&self, limit: u32) -> Result<Vec<Media>, QueueError>;
     /// The media that are next in line: unfinished, in the order in which they are worked on, at most `limit`.
     async fn upcoming(&self, limit: u32) -> Result<Vec<Media>, QueueError>;
     /// The chunks of the current registration of a media; of a delivered one as its receipt tells them.

@@ -1,6 +1,6 @@
 use crate::error::QueueError;
 use crate::history::Event;
-use crate::media::{Hold, MediaId, MediaState};
+use crate::media::{FileId, Hold, MediaId, MediaState, Volume};
 use crate::queue::{ByHand, Selection, Verdict};
 
 use super::kit::{Kit, again, clip, is_lost, proof, secs};
@@ -117,6 +117,24 @@ pub(super) async fn retry_once_is_enough(kit: Kit) {
         kit.by_hand(&[old, new], ByHand::Retry).await,
         [old],
         "one of them is enough"
+    );
+    // Added again from a card that was mounted again, and from another card in its place.
+    let mut media = clip("b", 1);
+    let mut known = Vec::new();
+    for (device, card) in [(1, "one"), (2, "one"), (2, "two")] {
+        media.facts.file_id = Some(FileId { device, file: 9 });
+        media.volume = Some(Volume {
+            id: card.to_owned(),
+            mount_point: clip("", 0).path,
+            removable: true,
+        });
+        let id = kit.add_new(media.clone()).await;
+        kit.by_hand(&[id], ByHand::Cancel).await;
+        known.push(id);
+    }
+    assert_eq!(
+        kit.by_hand(&known, ByHand::Retry).await,
+        [known[0], known[2]]
     );
 }
 
@@ -351,10 +369,7 @@ pub(super) async fn one_more_try_after_a_restart(kit: Kit) {
         ),
         (without, 1, true)
     );
-    // It made progress, and is on its final try all the same.
-    kit.sent(&chunk.lease).await;
-    let chunk = kit.chunk().await;
-    assert!(chunk.attempt.final_try);
+    // It was the last.
     kit.fail(&chunk.lease, Verdict::Park).await;
     kit.fail(&claim.lease, Verdict::Park).await;
     kit.clock.reboot();
@@ -375,4 +390,48 @@ pub(super) async fn one_more_try_after_a_restart(kit: Kit) {
         kit.queue.grant_restart_tries(&boot(&kit)).await.unwrap(),
         [without]
     );
+}
+
+pub(super) async fn a_final_try_ends_with_progress(kit: Kit) {
+    let boot = |kit: &Kit| crate::Clock::boot_id(&kit.clock).map(|id| id.0).unwrap();
+    let expired = Verdict::RegisterAgain {
+        after: secs(0),
+        counted: false,
+    };
+    let id = kit.registered("a", &[1, 1, 1]).await;
+    let chunk = kit.chunk().await;
+    kit.fail(&chunk.lease, Verdict::Park).await;
+    kit.clock.reboot();
+    let kit = kit.restart(true).await;
+    assert_eq!(
+        kit.queue.grant_restart_tries(&boot(&kit)).await.unwrap(),
+        [id]
+    );
+    // URLs that expired are no try, and no progress.
+    let chunk = kit.chunk().await;
+    kit.fail(&chunk.lease, expired).await;
+    let claim = kit.registration().await;
+    assert_eq!((claim.attempt.number, claim.attempt.final_try), (1, true));
+    kit.queue
+        .asset_created(&claim.lease, super::kit::asset("a", &[1, 1, 1]))
+        .await
+        .unwrap();
+    let zero = kit.chunk().await;
+    assert!(zero.attempt.final_try);
+    kit.sent(&zero.lease).await;
+    assert!(!kit.media(id).await.final_try);
+    let one = kit.chunk().await;
+    assert!(!one.attempt.final_try, "it is a media like any other");
+    kit.fail(&one.lease, Verdict::Park).await;
+    assert_eq!(
+        kit.queue.grant_restart_tries(&boot(&kit)).await.unwrap(),
+        []
+    );
+    kit.clock.reboot();
+    let kit = kit.restart(false).await;
+    assert_eq!(
+        kit.queue.grant_restart_tries(&boot(&kit)).await.unwrap(),
+        [id]
+    );
+    assert!(kit.chunk().await.attempt.final_try);
 }

@@ -95,31 +95,42 @@ pub(super) async fn the_same_file_is_added_once(kit: Kit) {
     let id = first[0].id;
     let lines = kit.events(id).await;
     // Another file, in each respect.
-    let mut others = vec![
-        clip("a", 5),
-        clip("c", 4),
-        clip("a", 4),
-        clip("a", 4),
-        clip("a", 4),
-    ];
+    let mut others = vec![clip("a", 5), clip("c", 4), clip("a", 4), clip("a", 4)];
     others[2].facts.mtime_ns += 1;
-    others[3].facts.file_id = Some(FileId { device: 1, file: 2 });
-    others[4].channel = 1;
+    others[3].channel = 1;
     for added in kit.queue.add(others).await.unwrap() {
         assert_eq!(added.already, None);
         kit.by_hand(&[added.id], ByHand::Cancel).await;
     }
     // The same file, mounted as another device; then another card in the same place.
     let mut mounted = clip("m", 4);
-    for (device, volume, known) in [(7, "one", false), (8, "one", true), (8, "two", false)] {
-        mounted.facts.file_id = Some(FileId { device, file: 2 });
-        mounted.volume = Some(Volume {
+    for (device, file, volume, known) in [
+        (7, Some(2), Some("one"), false),
+        (8, Some(2), Some("one"), true),
+        (8, Some(2), Some("two"), false),
+        (8, Some(3), Some("two"), false),
+        // Not every file system has numbers, or a name of its own: what is not known makes no difference.
+        (8, None, Some("two"), true),
+        (8, Some(3), None, true),
+        (8, Some(4), None, false),
+    ] {
+        mounted.facts.file_id = file.map(|file| FileId { device, file });
+        mounted.volume = volume.map(|volume| Volume {
             id: volume.to_owned(),
             ..card()
         });
         let added = kit.queue.add(vec![mounted.clone()]).await.unwrap();
-        assert_eq!(added[0].already.is_some(), known, "{device} {volume}");
+        assert_eq!(
+            added[0].already.is_some(),
+            known,
+            "{device} {file:?} {volume:?}"
+        );
     }
+    // Nor was it known of the first.
+    let mut numbered = clip("a", 4);
+    numbered.facts.file_id = Some(FileId { device: 1, file: 2 });
+    numbered.volume = Some(card());
+    assert_eq!(kit.queue.add(vec![numbered]).await.unwrap()[0].id, id);
     // The same file under other wishes.
     let mut same = clip("a", 4);
     same.priority = 9;

@@ -139,6 +139,15 @@ impl Kit {
 
     /// Ends the process, cleanly or not, and starts another one.
     pub(super) async fn restart(self, clean: bool) -> Kit {
+        self.restart_after(clean, |_| ()).await
+    }
+
+    /// The same; `meanwhile` is what happens to the clock while no process runs.
+    pub(super) async fn restart_after(
+        self,
+        clean: bool,
+        meanwhile: impl FnOnce(&ManualClock),
+    ) -> Kit {
         let Kit {
             store,
             queue,
@@ -149,6 +158,7 @@ impl Kit {
             queue.close().await.unwrap();
         }
         drop(queue);
+        meanwhile(&clock);
         let run: u32 = process.trim_start_matches("run-").parse().unwrap();
         let process = format!("run-{}", run + 1);
         let queue = store.open(&process).await;

@@ -1,6 +1,6 @@
 use crate::history::Event;
 use crate::media::{ChunkState, MediaState};
-use crate::queue::{Item, Queue, Recovered};
+use crate::queue::{Item, Recovered};
 
 use super::kit::{Kit, LEASE, again, asset, is_lost, proof, secs};
 
@@ -190,24 +190,76 @@ pub(super) async fn store_time_survives_restarts(kit: Kit) {
     kit.fail(&claim.lease, again(100)).await;
     let before = kit.queue.store_time();
     // The system restarts with a dead clock battery.
-    kit.clock.set_wall(crate::WallTime(0));
-    kit.clock.reboot();
-    let kit = kit.restart(false).await;
-    assert!(
-        kit.queue.store_time() > before,
-        "{:?} {before:?}",
-        kit.queue.store_time()
-    );
+    let kit = kit
+        .restart_after(false, |clock| {
+            clock.set_wall(crate::WallTime(0));
+            clock.reboot();
+        })
+        .await;
+    let now = kit.queue.store_time();
+    assert!(now > before && now.0 <= before.0 + 1_000, "{now:?}");
     let due = kit.queue.chunks(id).await.unwrap()[0].due_in_ms.unwrap();
     assert!((99_000..=100_000).contains(&due), "{due}");
     kit.clock.advance(secs(100));
     kit.chunk().await;
-    // With a good clock the time that the system was off counts.
-    let before = kit.queue.store_time();
-    kit.clock.set_wall(crate::WallTime(before.0 + 500_000));
-    kit.clock.reboot();
-    let kit = kit.restart(true).await;
-    assert_eq!(kit.queue.store_time().0, before.0 + 500_000);
-    let queue: &dyn Queue = &*kit.queue;
-    assert_eq!(queue.recover_expired().await.unwrap().len(), 1);
+}
+
+pub(super) async fn a_wrong_clock_after_a_restart_changes_nothing(kit: Kit) {
+    const DECADES: i64 = 30 * 365 * 24 * 3_600_000;
+    let id = kit.registered("a", &[1, 1]).await;
+    kit.clock.advance(secs(10));
+    let zero = kit.chunk().await;
+    kit.fail(&zero.lease, again(100)).await;
+    let one = kit.chunk().await;
+    let before = kit.queue.store_time().0;
+    let mut kit = kit;
+    for (clean, jump) in [(true, DECADES), (false, DECADES), (true, -3 * DECADES)] {
+        // An hour without power, and then a clock that is wrong.
+        kit = kit
+            .restart_after(clean, |clock| {
+                clock.advance(secs(3_600));
+                clock.reboot();
+                clock.jump_wall(jump);
+            })
+            .await;
+        let passed = kit.queue.store_time().0 - before;
+        assert!((1..=1_000).contains(&passed), "{passed}");
+        let due = kit.queue.chunks(id).await.unwrap()[0].due_in_ms.unwrap();
+        assert!((99_000..=100_000).contains(&due), "{due}");
+        assert_eq!(kit.queue.recover_expired().await.unwrap(), []);
+    }
+    kit.queue.release(&one.lease).await.unwrap();
+    let one = kit.chunk().await;
+    assert!(
+        one.url_age >= secs(10) && one.url_age < secs(11),
+        "{:?}",
+        one.url_age
+    );
+}
+
+pub(super) async fn time_passes_between_two_programs(kit: Kit) {
+    let id = kit.registered("a", &[1, 1]).await;
+    let zero = kit.chunk().await;
+    kit.fail(&zero.lease, again(100)).await;
+    let one = kit.chunk().await;
+    let before = kit.queue.store_time().0;
+    // The system runs on, whatever its clock shows.
+    let mut kit = kit;
+    for clean in [true, false] {
+        kit = kit
+            .restart_after(clean, |clock| {
+                clock.advance(secs(45));
+                clock.jump_wall(-1_000_000_000);
+            })
+            .await;
+    }
+    assert_eq!(kit.queue.store_time().0, before + 90_000);
+    assert_eq!(
+        kit.queue.chunks(id).await.unwrap()[0].due_in_ms,
+        Some(10_000)
+    );
+    let recovered = kit.queue.recover_expired().await.unwrap();
+    assert_eq!(recovered[0].item, one.lease.item);
+    let one = kit.chunk().await;
+    assert_eq!((one.chunk.number, one.url_age), (1, secs(90)));
 }

@@ -97,7 +97,8 @@ pub fn cases() -> Vec<Case> {
         registration: by_priority_then_position, a_try_is_counted_at_checkout, nothing_then_later_then_work,
             not_too_far_ahead, an_asset_comes_with_all_its_chunks, chunks_must_cover_the_file,
             every_verdict_does_what_it_says, a_used_up_round_falls_behind_everybody, a_fault_is_remembered,
-            a_changed_file_goes_on, an_old_lease_is_not_heard;
+            a_changed_file_goes_on, a_file_taken_anew_has_another_capture,
+            a_try_that_succeeded_does_not_count, registrations_are_counted_from_a_retry, an_old_lease_is_not_heard;
         transfer: chunks_in_order_and_media_in_order, urls_come_back_and_age, the_last_chunk_delivers,
             an_empty_file_is_delivered, a_damaged_chunk_is_refused, progress_starts_the_count_again,
             every_verdict_does_what_it_says, a_round_is_used_up_once, rest_voids_every_lease,
@@ -105,14 +106,15 @@ pub fn cases() -> Vec<Case> {
             one_waiting_media_stops_nobody, two_workers_never_share;
         leases: tokens_only_grow, a_renewed_lease_lives, an_expired_lease_returns_to_the_pool,
             time_alone_takes_nothing, a_released_item_was_never_out, the_dead_are_recovered,
-            the_wall_clock_changes_no_wait, store_time_survives_restarts;
+            the_wall_clock_changes_no_wait, store_time_survives_restarts, a_wrong_clock_after_a_restart_changes_nothing,
+            time_passes_between_two_programs;
         hand: retry_of_what_rests, retry_of_what_waits, retry_once_is_enough, cancel_at_any_time,
             priority_changes_the_order, hold_and_release, all_or_nothing, delivered_is_delivered,
-            one_more_try_after_a_restart;
+            one_more_try_after_a_restart, a_final_try_ends_with_progress;
         pairing: the_client_id_stays, tokens_are_kept_and_age, a_refresh_in_flight_is_seen_after_a_crash,
             lost_tokens_leave_everything_else, another_project_empties_the_queue, the_first_pairing_empties_nothing,
             anchors_by_boot;
-        reading: the_queue_in_numbers, pages_by_state, in_the_order_of_work, receipts_are_sealed_once,
+        reading: the_queue_in_numbers, pages_by_state, those_that_are_held, in_the_order_of_work, receipts_are_sealed_once,
             history_tells_the_life, closed_is_closed;
     }
 }

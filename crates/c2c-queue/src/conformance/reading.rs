@@ -1,6 +1,6 @@
 use crate::error::QueueError;
 use crate::history::{Event, Operation};
-use crate::media::{MediaId, MediaState};
+use crate::media::{Hold, MediaId, MediaState};
 use crate::queue::{ByHand, Claim, StateTally, Verdict};
 
 use super::kit::{Kit, LEASE, again, clip, secs};
@@ -91,6 +91,38 @@ pub(super) async fn pages_by_state(kit: Kit) {
         [ids[3], ids[5]]
     );
     assert_eq!(page(Some(Vec::new()), None, 100).await, []);
+}
+
+pub(super) async fn those_that_are_held(kit: Kit) {
+    let held = async |limit| -> Vec<MediaId> {
+        let held = kit.queue.held(limit).await.unwrap();
+        held.into_iter().map(|media| media.id).collect()
+    };
+    let sending = kit.registered("a", &[1, 1]).await;
+    let free = kit.add("b", 1).await;
+    let mut away = clip("c", 1);
+    away.hold = Some(Hold::VolumeAway);
+    away.priority = 5;
+    let away = kit.add_new(away).await;
+    assert_eq!(held(10).await, [away]);
+    kit.by_hand(&[sending], ByHand::Hold).await;
+    assert_eq!(held(10).await, [sending, away]);
+    assert_eq!(held(1).await, [sending]);
+    assert_eq!(held(0).await, []);
+    assert_eq!(
+        kit.queue.held(2).await.unwrap()[1],
+        kit.media(away).await,
+        "as they are"
+    );
+    // What is checked out may be held, too.
+    let claim = kit.registration().await;
+    assert_eq!(claim.media.id, free);
+    kit.by_hand(&[free], ByHand::Hold).await;
+    assert_eq!(held(10).await, [sending, free, away]);
+    // Rest ends a hold.
+    kit.by_hand(&[sending], ByHand::Cancel).await;
+    kit.queue.unhold_all(Hold::VolumeAway).await.unwrap();
+    assert_eq!(held(10).await, [free]);
 }
 
 pub(super) async fn in_the_order_of_work(kit: Kit) {

@@ -1,7 +1,8 @@
+use crate::clock::{BootId, BootTime, Capture, CaptureSource, WallTime};
 use crate::error::QueueError;
 use crate::history::{Event, Operation};
 use crate::media::{FileFacts, Hold, MediaState};
-use crate::queue::{Attempt, Claim, Item, Selection, Verdict};
+use crate::queue::{Attempt, ByHand, Claim, Item, Selection, Verdict};
 
 use super::kit::{Kit, LEASE, again, asset, clip, is_lost, secs, setback};
 
@@ -364,11 +365,14 @@ pub(super) async fn a_changed_file_goes_on(kit: Kit) {
         mtime_ns: 2_000,
         file_id: None,
     };
+    let before = kit.media(id).await;
     kit.queue
-        .file_changed(&claim.lease, facts.clone(), "it grew".to_owned())
+        .file_changed(&claim.lease, facts.clone(), None, "it grew".to_owned())
         .await
         .unwrap();
-    assert_eq!(kit.media(id).await.facts, facts);
+    let media = kit.media(id).await;
+    assert_eq!(media.facts, facts);
+    assert_eq!(media.capture, before.capture);
     assert_eq!(
         kit.queue
             .status()
@@ -396,10 +400,142 @@ pub(super) async fn a_changed_file_goes_on(kit: Kit) {
         .unwrap();
     is_lost(
         kit.queue
-            .file_changed(&claim.lease, facts, "late".to_owned())
+            .file_changed(&claim.lease, facts, None, "late".to_owned())
             .await,
         id,
     );
+}
+
+pub(super) async fn a_file_taken_anew_has_another_capture(kit: Kit) {
+    let mut unsure = clip("a", 10);
+    unsure.hold = Some(Hold::CaptureTimeUnknown);
+    let id = kit.add_new(unsure.clone()).await;
+    kit.by_hand(&[id], ByHand::Release).await;
+    assert!(kit.media(id).await.capture_accepted);
+    let facts = FileFacts {
+        mtime_ns: 2_000,
+        ..unsure.facts
+    };
+    let claim = kit.registration().await;
+    kit.queue
+        .file_changed(&claim.lease, facts.clone(), None, "touched".to_owned())
+        .await
+        .unwrap();
+    assert!(
+        kit.media(id).await.capture_accepted,
+        "the moment is the same"
+    );
+    let mut capture = Capture {
+        wall: WallTime(-7),
+        boot_id: Some(BootId("another boot".to_owned())),
+        boot: None,
+        source: CaptureSource::Doubted,
+    };
+    let before = kit.media(id).await;
+    let nonsense = kit
+        .queue
+        .file_changed(
+            &claim.lease,
+            unsure.facts,
+            Some(capture.clone()),
+            "taken anew".to_owned(),
+        )
+        .await;
+    assert!(
+        matches!(nonsense, Err(QueueError::Invalid(_))),
+        "{nonsense:?}"
+    );
+    assert_eq!(kit.media(id).await, before);
+    capture.boot = Some(BootTime(55));
+    let words = "taken anew".to_owned();
+    kit.queue
+        .file_changed(
+            &claim.lease,
+            facts.clone(),
+            Some(capture.clone()),
+            words.clone(),
+        )
+        .await
+        .unwrap();
+
+    let kit = kit.restart(false).await;
+    let media = kit.media(id).await;
+    assert_eq!((media.capture, media.facts), (capture, facts));
+    assert!(!media.capture_accepted, "nobody has seen this moment yet");
+    assert_eq!(
+        kit.events(id).await.last(),
+        Some(&Event::FileChanged { words })
+    );
+}
+
+pub(super) async fn a_try_that_succeeded_does_not_count(kit: Kit) {
+    let again = |counted| Verdict::RegisterAgain {
+        after: secs(0),
+        counted,
+    };
+    let id = kit.registered("a", &[1, 1]).await;
+    let media = kit.media(id).await;
+    assert_eq!((media.tries, media.tries_total), (0, 1));
+    // The URLs expire before anything was sent: nobody's fault, however often.
+    for _ in 0..3 {
+        let chunk = kit.chunk().await;
+        kit.fail(&chunk.lease, again(false)).await;
+        let claim = kit.registration().await;
+        assert_eq!((claim.attempt.number, claim.attempt.round), (1, 1));
+        kit.queue
+            .asset_created(&claim.lease, asset("a", &[1, 1]))
+            .await
+            .unwrap();
+    }
+    // What was counted stays so: the faults of the registration before it succeeded, too.
+    let chunk = kit.chunk().await;
+    kit.fail(&chunk.lease, again(true)).await;
+    let claim = kit.registration().await;
+    assert_eq!(claim.attempt.number, 2);
+    kit.fail(&claim.lease, super::kit::again(0)).await;
+    let claim = kit.registration().await;
+    assert_eq!(claim.attempt.number, 3);
+    kit.queue
+        .asset_created(&claim.lease, asset("a", &[1, 1]))
+        .await
+        .unwrap();
+    assert_eq!(kit.media(id).await.tries, 2);
+    let chunk = kit.chunk().await;
+    kit.fail(&chunk.lease, again(false)).await;
+    assert_eq!(kit.registration().await.attempt.number, 3);
+}
+
+pub(super) async fn registrations_are_counted_from_a_retry(kit: Kit) {
+    let expired = Verdict::RegisterAgain {
+        after: secs(0),
+        counted: false,
+    };
+    let counts = async |kit: &Kit, id| {
+        let media = kit.media(id).await;
+        (media.registrations, media.registrations_since_retry)
+    };
+    let id = kit.registered("a", &[1, 1]).await;
+    assert_eq!(counts(&kit, id).await, (1, 1));
+    let chunk = kit.chunk().await;
+    kit.fail(&chunk.lease, expired.clone()).await;
+    kit.register(id, &[1, 1]).await;
+    assert_eq!(counts(&kit, id).await, (2, 2));
+    // Progress does not forgive them, a person does.
+    let chunk = kit.chunk().await;
+    kit.sent(&chunk.lease).await;
+    let chunk = kit.chunk().await;
+    kit.fail(&chunk.lease, Verdict::Fail).await;
+    assert_eq!(counts(&kit, id).await, (2, 2));
+    assert_eq!(kit.by_hand(&[id], ByHand::Retry).await, [id]);
+    assert_eq!(counts(&kit, id).await, (2, 0));
+    let chunk = kit.chunk().await;
+    kit.fail(&chunk.lease, expired).await;
+    kit.register(id, &[2]).await;
+    let kit = kit.restart(false).await;
+    assert_eq!(counts(&kit, id).await, (3, 1));
+    let chunk = kit.chunk().await;
+    let receipt = kit.sent(&chunk.lease).await.receipt.unwrap();
+    assert_eq!(receipt.registrations, 3);
 }
 
 pub(super) async fn an_old_lease_is_not_heard(kit: Kit) {

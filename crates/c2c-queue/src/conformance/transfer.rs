@@ -277,15 +277,9 @@ pub(super) async fn every_verdict_does_what_it_says(kit: Kit) {
             "{verdict:?}"
         );
         assert_eq!(media.rested_at.is_some(), state.is_resting(), "{verdict:?}");
-        let counted = matches!(verdict, Verdict::RegisterAgain { counted: true, .. });
-        let untouched = matches!(
-            state,
-            MediaState::Transferring | MediaState::Parked | MediaState::Failed
-        );
         let registration_tries = match &verdict {
-            Verdict::NextRound { .. } | Verdict::Cancel => 0,
-            _ if untouched => 1,
-            _ => 1 + u32::from(counted),
+            Verdict::RegisterAgain { counted, .. } => u32::from(*counted),
+            _ => 0,
         };
         assert_eq!(media.tries, registration_tries, "{verdict:?}");
         let chunks = kit.queue.chunks(id).await.unwrap();

@@ -180,10 +180,11 @@ fn waits(tx: &Tx<'_>, media: &Media) -> Done<bool> {
         .exists(params![media.id.0, tx.now])?)
 }
 
+/// The same file is in the queue under another name, by the rules of intake.
 fn has_twin(tx: &Tx<'_>, id: MediaId) -> Done<bool> {
     let sql = "SELECT 1 FROM media AS mine JOIN media AS other ON other.path = mine.path \
-            AND other.size = mine.size AND other.mtime_ns = mine.mtime_ns AND other.device IS mine.device \
-            AND other.file IS mine.file AND other.channel = mine.channel \
+            AND other.size = mine.size AND other.mtime_ns = mine.mtime_ns AND other.channel = mine.channel \
+            AND coalesce(other.file = mine.file, 1) AND coalesce(other.volume_id = mine.volume_id, 1) \
         WHERE mine.id = ? AND other.id <> mine.id AND other.state <> 'cancelled'";
     Ok(tx.db.prepare_cached(sql)?.exists(params![id.0])?)
 }

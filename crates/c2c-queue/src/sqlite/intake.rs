@@ -1,7 +1,10 @@
 //! Media come in, wait for their file, and go with it.
 
+use std::path::Path;
+
 use rusqlite::{OptionalExtension, params};
 
+use crate::clock::Capture;
 use crate::error::QueueError;
 use crate::history::Event;
 use crate::media::{Hold, Media, MediaId, MediaState, NewMedia, Volume};
@@ -77,10 +80,8 @@ fn check(new: &NewMedia) -> Done<()> {
             "{path} says it has {} bytes, which no file has",
             new.facts.size
         )
-    } else if new.capture.boot.is_some() != new.capture.boot_id.is_some() {
-        format!(
-            "the moment of capture of {path} has a time since boot without the boot, or the reverse"
-        )
+    } else if let Some(words) = nonsense(&new.capture, &new.path) {
+        words
     } else if new.parts == Some(0) {
         format!("{path} cannot be sent in 0 chunks")
     } else {
@@ -89,11 +90,21 @@ fn check(new: &NewMedia) -> Done<()> {
     Err(QueueError::Invalid(words).into())
 }
 
+/// What is wrong with a moment of capture, if anything is.
+pub(super) fn nonsense(capture: &Capture, path: &Path) -> Option<String> {
+    (capture.boot.is_some() != capture.boot_id.is_some()).then(|| {
+        format!(
+            "the moment of capture of {} has a time since boot without the boot, or the reverse",
+            path.display()
+        )
+    })
+}
+
 /// The same file, in the queue already. The number of the device is not asked: it changes with every mount and restart.
-/// Another volume at the same place is another one, as far as both are known.
+/// Another number of the file, or another volume at the same place, makes another one, as far as both are known.
 fn twin(tx: &Tx<'_>, new: &NewMedia) -> Done<Option<(MediaId, MediaState)>> {
     let sql = "SELECT id, state FROM media INDEXED BY media_by_path WHERE path = ?1 AND size = ?2 AND mtime_ns = ?3 \
-        AND file IS ?4 AND channel = ?5 AND coalesce(volume_id = ?6, 1) AND state <> 'cancelled' ORDER BY id DESC LIMIT 1";
+        AND coalesce(file = ?4, 1) AND channel = ?5 AND coalesce(volume_id = ?6, 1) AND state <> 'cancelled' ORDER BY id DESC LIMIT 1";
     let row: Option<(i64, String)> = tx
         .db
         .prepare_cached(sql)?

@@ -33,7 +33,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use rusqlite::Connection as Db;
 
-use crate::clock::{Capture, BootId, BootTime, Clock};
+use crate::clock::{BootId, BootTime, Capture, Clock};
 use crate::connection::{Airlock, Connection, Identity, Tokens};
 use crate::error::QueueError;
 use crate::history::HistoryLine;
@@ -515,6 +515,11 @@ impl Queue for SqliteQueue {
             reading::list(tx, states, after, limit)
         })
         .await
+    }
+
+    async fn held(&self, limit: u32) -> Result<Vec<Media>, QueueError> {
+        self.read("list held media", move |tx| reading::held(tx, limit))
+            .await
     }
 
     async fn upcoming(&self, limit: u32) -> Result<Vec<Media>, QueueError> {

@@ -82,6 +82,12 @@ pub(super) fn list(
     Ok(media.into_iter().flatten().collect())
 }
 
+/// Media that are held; the schema lets no resting media be.
+pub(super) fn held(tx: &Tx<'_>, limit: u32) -> Done<Vec<Media>> {
+    let rest = "INDEXED BY media_held WHERE hold IS NOT NULL ORDER BY id LIMIT ?";
+    media_where(tx, rest, &[&limit])
+}
+
 /// Media in the order of work.
 pub(super) fn upcoming(tx: &Tx<'_>, limit: u32) -> Done<Vec<Media>> {
     let rest = "INDEXED BY media_in_line WHERE state IN ('queued', 'registering', 'transferring') ORDER BY priority DESC, position, id LIMIT ?";

@@ -9,7 +9,7 @@ use crate::media::{FileFacts, Media, MediaState};
 use crate::queue::{Lease, NewAsset, Outcome, Setback, Verdict};
 
 use super::rows::{self, change};
-use super::{Done, Tx, claim, leases, lines, verdict};
+use super::{Done, Tx, claim, intake, leases, lines, verdict};
 
 /// Stores the asset with all its chunks.
 pub(super) fn asset_created(tx: &Tx<'_>, lease: &Lease, asset: &NewAsset) -> Done<()> {
@@ -33,6 +33,7 @@ pub(super) fn asset_created(tx: &Tx<'_>, lease: &Lease, asset: &NewAsset) -> Don
     }
     let sql = "UPDATE media SET state = 'transferring', asset_id = ?, project_id = ?, registered_at = ?, \
         urls_at = ?, registrations = registrations + 1, chunk_count = ?5, chunks_ready = ?5, not_before = 0, \
+        tries = max(0, tries - 1), \
         lease_token = NULL, lease_process = NULL, lease_worker = NULL, lease_until = NULL WHERE id = ?";
     change(
         tx,
@@ -132,6 +133,9 @@ pub(super) fn file_changed(
             media.path.display(),
             facts.size
         );
+        return Err(QueueError::Invalid(words).into());
+    }
+    if let Some(words) = capture.and_then(|capture| intake::nonsense(capture, &media.path)) {
         return Err(QueueError::Invalid(words).into());
     }
     let sql = "UPDATE media SET size = ?, mtime_ns = ?, device = ?, file = ? WHERE id = ?";

@@ -251,6 +251,10 @@ async fn every_hot_statement_has_its_index() {
             "media_held",
         ),
         (
+            "SELECT name FROM media INDEXED BY media_held WHERE hold IS NOT NULL ORDER BY id LIMIT ?1",
+            "media_held",
+        ),
+        (
             "SELECT body FROM receipt WHERE sealed = 0 ORDER BY id LIMIT ?1",
             "receipt_unsealed",
         ),

@@ -1,9 +1,11 @@
 //! The store's own time: waits, leases and ages run on it.
 //!
 //! 1. It never goes back, not even over a restart of the system with a dead clock battery.
-//! 2. While the store is open it advances with the time since boot, whatever the wall clock does.
-//! 3. It begins at the wall clock or, if that is behind, just after the last stored value; so a machine that
-//!    was off does not sit out waits that ended meanwhile.
+//! 2. It advances with the time since boot, also while the store is closed, as long as the system does not restart.
+//! 3. Over a restart of the system it goes on where it was at the last commit. The time that the system was off counts as
+//!    nothing: only the wall clock could tell it, and a wall clock that is wrong by decades would end every lease and age
+//!    every URL at once. A wait is sat out a little longer; a URL that did expire is refused by the server.
+//! 4. Only a new store asks the wall clock where to begin, so that its times look familiar in the file.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -28,8 +30,15 @@ pub(super) struct StoreTime {
 }
 
 impl StoreTime {
-    fn starting(clock: Arc<dyn Clock>, stored: i64) -> StoreTime {
-        let base = clock.wall().0.max(stored.saturating_add(1));
+    /// Goes on from what was stored, or begins.
+    fn starting(clock: Arc<dyn Clock>, stored: Option<&Stored>) -> StoreTime {
+        let base = match stored {
+            Some(stored) => stored
+                .reaches(&*clock)
+                .max(stored.store_ms.saturating_add(1)),
+            // A clock that was never set may show a time before 1970; the time of a store is positive.
+            None => clock.wall().0.max(1),
+        };
         let boot = clock.boot().0;
         StoreTime {
             clock,
@@ -67,16 +76,7 @@ impl StoreTime {
         if !self.foreign {
             return Ok(self.now());
         }
-        let (stored, boot, boot_id): (i64, i64, Option<String>) =
-            db.query_row("SELECT store_ms, boot_ms, boot_id FROM store", [], |row| {
-                Ok((row.get(0)?, row.get(1)?, row.get(2)?))
-            })?;
-        let same_boot = boot_id.is_some() && boot_id == self.clock.boot_id().map(|id| id.0);
-        let now = if same_boot {
-            stored.saturating_add((self.clock.boot().0 - boot).max(0))
-        } else {
-            self.clock.wall().0.max(stored)
-        };
+        let now = Stored::read(db)?.map_or(0, |stored| stored.reaches(&*self.clock));
         Ok(self.last.fetch_max(now, Ordering::AcqRel).max(now))
     }
 
@@ -97,10 +97,44 @@ impl StoreTime {
     }
 }
 
+/// Store time at the last commit.
+struct Stored {
+    store_ms: i64,
+    boot_ms: i64,
+    boot_id: Option<String>,
+}
+
+impl Stored {
+    /// `None` where it never began.
+    fn read(db: &Db) -> rusqlite::Result<Option<Stored>> {
+        let stored = db
+            .prepare_cached("SELECT store_ms, boot_ms, boot_id FROM store")?
+            .query_row([], |row| {
+                Ok(Stored {
+                    store_ms: row.get(0)?,
+                    boot_ms: row.get(1)?,
+                    boot_id: row.get(2)?,
+                })
+            })?;
+        Ok((stored.store_ms > 0).then_some(stored))
+    }
+
+    /// How far store time has come: on with the time since boot in the same boot, no further in another.
+    fn reaches(&self, clock: &dyn Clock) -> i64 {
+        let passed = match clock.boot_id() {
+            Some(boot) if self.boot_id.as_ref() == Some(&boot.0) => {
+                clock.boot().0.saturating_sub(self.boot_ms).max(0)
+            }
+            _ => 0,
+        };
+        self.store_ms.saturating_add(passed)
+    }
+}
+
 /// Starts the time of a store that was just opened, and notes that it is open.
 pub(super) fn begin(db: &Db, clock: Arc<dyn Clock>, vault: &Vault) -> Done<StoreTime> {
-    let stored: i64 = db.query_row("SELECT store_ms FROM store", [], |row| row.get(0))?;
-    let time = StoreTime::starting(clock, stored);
+    let stored = Stored::read(db)?;
+    let time = StoreTime::starting(clock, stored.as_ref());
     db.execute_batch("BEGIN IMMEDIATE")?;
     db.execute("UPDATE store SET clean = 0", [])?;
     time.persist(db)?;

@@ -44,7 +44,7 @@ pub(super) fn sent(tx: &Tx<'_>, lease: &Lease, proof: &ChunkProof) -> Done<Sent>
     )?;
     change(
         tx,
-        "UPDATE media SET tries = 0, rounds = 0 WHERE id = ?",
+        "UPDATE media SET tries = 0, rounds = 0, final_try = 0 WHERE id = ?",
         &[&id.0],
     )?;
     let left = media.chunk_count.saturating_sub(media.chunks_sent + 1);
@@ -62,7 +62,7 @@ fn deliver(tx: &Tx<'_>, media: &Media) -> Done<Receipt> {
     verdict::check_move(media, MediaState::Delivered)?;
     let receipt = receipt(tx, media)?;
     change(tx, "DELETE FROM chunk WHERE media_id = ?", &[&media.id.0])?;
-    let sql = "UPDATE media SET state = 'delivered', hold = NULL, held_at = NULL, held_since = NULL, not_before = 0, final_try = 0, \
+    let sql = "UPDATE media SET state = 'delivered', hold = NULL, held_at = NULL, held_since = NULL, not_before = 0, \
         parked_boot = NULL, due = NULL, wake_at = NULL, rested_at = ? WHERE id = ?";
     change(tx, sql, &[&tx.wall, &media.id.0])?;
     let sql = "INSERT INTO receipt (media_id, project_id, delivered_at, body) VALUES (?, ?, ?, ?)";

@@ -40,6 +40,7 @@ pub(crate) enum Action {
     FileChanged {
         lease: usize,
         size: u64,
+        captured: Option<i64>,
     },
     Renew {
         lease: usize,
@@ -81,7 +82,10 @@ pub(crate) enum Action {
     },
     Reopen {
         clean: bool,
-        reboot: bool,
+        /// The system runs on for so long without the program ...
+        meanwhile: Duration,
+        /// ... and then restarts, with a clock that shows anything.
+        reboot: Option<i64>,
     },
 }
 
@@ -117,6 +121,19 @@ fn hold() -> impl Strategy<Value = Hold> {
 fn wait() -> impl Strategy<Value = Duration> {
     prop_oneof![4 => Just(0u64), 2 => Just(1_000), 1 => Just(5_000), 1 => Just(60_000)]
         .prop_map(Duration::from_millis)
+}
+
+/// Milliseconds by which the wall clock is suddenly another: seconds, days, decades.
+fn jump() -> impl Strategy<Value = i64> {
+    prop::sample::select(vec![
+        -1_000_000_000_000i64,
+        -1_000_000_000,
+        -5_000,
+        0,
+        5_000,
+        1_000_000_000,
+        1_000_000_000_000,
+    ])
 }
 
 fn lease_time() -> impl Strategy<Value = Duration> {
@@ -184,7 +201,9 @@ pub(crate) fn action() -> impl Strategy<Value = Action> {
         20 => fail.prop_map(|(lease, verdict, wasted, duplicate, drop_parts)| {
             Action::Fail { lease, verdict, wasted, duplicate, drop_parts }
         }),
-        1 => (lease(), 0..6u64).prop_map(|(lease, size)| Action::FileChanged { lease, size }),
+        2 => (lease(), 0..6u64, prop::option::of(1..100i64)).prop_map(|(lease, size, captured)| {
+            Action::FileChanged { lease, size, captured }
+        }),
         3 => (lease(), 0..3u64, lease_time()).prop_map(|(lease, acknowledged, extend)| {
             Action::Renew { lease, acknowledged, extend }
         }),
@@ -200,8 +219,9 @@ pub(crate) fn action() -> impl Strategy<Value = Action> {
         1 => prop_oneof![9 => Just(0u8), 1 => Just(1)].prop_map(|project| Action::StoreIdentity { project }),
         8 => prop_oneof![Just(500u64), Just(2_000), Just(10_000), Just(100_000)]
             .prop_map(|by| Action::Advance { by: Duration::from_millis(by) }),
-        2 => prop_oneof![Just(-1_000_000_000i64), Just(-5_000), Just(5_000), Just(1_000_000_000)]
-            .prop_map(|by_ms| Action::JumpWall { by_ms }),
-        3 => (any::<bool>(), any::<bool>()).prop_map(|(clean, reboot)| Action::Reopen { clean, reboot }),
+        2 => jump().prop_map(|by_ms| Action::JumpWall { by_ms }),
+        3 => (any::<bool>(), wait(), prop::option::of(jump())).prop_map(|(clean, meanwhile, reboot)| {
+            Action::Reopen { clean, meanwhile, reboot }
+        }),
     ]
 }

@@ -34,7 +34,7 @@ use actions::{Action, Select};
 use reference::{Claimed, Held, RefMedia, Reference, Refusal};
 
 /// What random lives must come by, so that a change of the odds does not make this test empty.
-const MUST_REACH: [&str; 38] = [
+const MUST_REACH: [&str; 42] = [
     "Changed",
     "First",
     "SamePro",
@@ -71,8 +71,12 @@ const MUST_REACH: [&str; 38] = [
     "registration withhold ok",
     "release done",
     "retry done",
+    "retry after a registration",
     "sent ok",
+    "sent on the final try, left",
     "sent refused",
+    "taken anew, accepted before false",
+    "taken anew, accepted before true",
 ];
 
 /// A queue, its reference, and every lease and media there ever was.
@@ -124,6 +128,15 @@ fn identity(project: u8) -> Identity {
         status: "online".to_owned(),
         authorization_expires_at: None,
         channels: Vec::new(),
+    }
+}
+
+fn capture(at: i64) -> Capture {
+    Capture {
+        wall: WallTime(at),
+        boot_id: None,
+        boot: None,
+        source: CaptureSource::Given,
     }
 }
 
@@ -310,12 +323,7 @@ impl World {
                     },
                     volume: None,
                     filetype: "video/mp4".to_owned(),
-                    capture: Capture {
-                        wall: WallTime(0),
-                        boot_id: None,
-                        boot: None,
-                        source: CaptureSource::Given,
-                    },
+                    capture: capture(0),
                     channel: 0,
                     priority,
                     parts: Some(3),
@@ -419,10 +427,14 @@ impl World {
                                 },
                             )
                             .await;
+                        let before = self.reference.media.get(&id).cloned();
                         let expected = self.reference.chunk_sent(id, number, token);
                         self.reached(format!("sent {}", got.as_ref().map_or("refused", |_| "ok")));
                         if let Ok(sent) = &got {
                             assert_eq!(sent.receipt.is_some(), sent.left == 0);
+                            if sent.left > 0 && before.is_some_and(|media| media.final_try) {
+                                self.reached("sent on the final try, left".to_owned());
+                            }
                             if let Some(receipt) = &sent.receipt {
                                 self.reached(format!(
                                     "delivered with {} chunks",
@@ -486,7 +498,11 @@ impl World {
                 }
                 same(got.map(drop), expected);
             }
-            Action::FileChanged { lease, size } => {
+            Action::FileChanged {
+                lease,
+                size,
+                captured,
+            } => {
                 let Some((lease, id, None, token)) = self.lease(lease) else {
                     return;
                 };
@@ -500,10 +516,20 @@ impl World {
                     mtime_ns,
                     file_id: None,
                 };
+                let before = self.reference.media.get(&id).cloned();
                 let got = queue
-                    .file_changed(&lease, facts, "it changed".to_owned())
+                    .file_changed(
+                        &lease,
+                        facts,
+                        captured.map(capture),
+                        "it changed".to_owned(),
+                    )
                     .await;
-                same(got, self.reference.file_changed(id, token, size));
+                let accepted = before.is_some_and(|media| media.capture_accepted);
+                if got.is_ok() && captured.is_some() {
+                    self.reached(format!("taken anew, accepted before {accepted}"));
+                }
+                same(got, self.reference.file_changed(id, token, size, captured));
             }
             Action::Renew {
                 lease,
@@ -607,7 +633,14 @@ impl World {
                         |ids| if ids.is_empty() { "nothing" } else { "done" },
                     );
                 self.reached(format!("{} {done}", action.as_str()));
+                let retried = |media: &&RefMedia| media.registrations_before > 0;
+                let retries =
+                    |media: &BTreeMap<i64, RefMedia>| media.values().filter(retried).count();
+                let before = retries(&self.reference.media);
                 same(got, self.reference.by_hand(&ids, explicit, action));
+                if retries(&self.reference.media) > before {
+                    self.reached("retry after a registration".to_owned());
+                }
             }
             Action::StoreIdentity { project } => {
                 let first = self.reference.project.is_none();
@@ -627,9 +660,13 @@ impl World {
                 self.reference.now += by.as_millis() as i64;
             }
             Action::JumpWall { by_ms } => self.clock.jump_wall(by_ms),
-            Action::Reopen { clean, reboot } => {
+            Action::Reopen {
+                clean,
+                meanwhile,
+                reboot,
+            } => {
                 drop(queue);
-                self.reopen(clean, reboot).await;
+                self.reopen(clean, meanwhile, reboot).await;
             }
         }
     }
@@ -656,15 +693,18 @@ impl World {
         }
     }
 
-    async fn reopen(&mut self, clean: bool, reboot: bool) {
+    async fn reopen(&mut self, clean: bool, meanwhile: Duration, reboot: Option<i64>) {
         let queue = self.queue.take().unwrap();
         if clean {
             queue.close().await.unwrap();
             self.durable = self.reference.now;
         }
         drop(queue);
-        if reboot {
+        self.clock.advance(meanwhile);
+        let ran_until = self.reference.now + meanwhile.as_millis() as i64;
+        if let Some(jump) = reboot {
             self.clock.reboot();
+            self.clock.jump_wall(jump);
             self.reference.boot = self.clock.boot_id().unwrap().0;
         }
         self.run += 1;
@@ -675,9 +715,16 @@ impl World {
             "store time went back from {} to {now}",
             self.durable
         );
+        // It may take a step at the start, so that it grows in any case.
+        let expected = match (reboot, clean) {
+            (None, _) => ran_until..=ran_until + 1,
+            (Some(_), true) => self.durable + 1..=self.durable + 1,
+            // How much of it was on disk is the store's business.
+            (Some(_), false) => self.durable + 1..=self.reference.now + 1,
+        };
         assert!(
-            now >= self.clock.wall().0,
-            "time that passed meanwhile is not lost"
+            expected.contains(&now),
+            "store time is {now}, expected {expected:?}"
         );
         (self.reference.now, self.durable) = (now, now);
         self.queue = Some(queue);
@@ -716,6 +763,12 @@ impl World {
                 );
             }
         }
+        let held: Vec<_> = list
+            .iter()
+            .filter(|media| reference.media[&media.id.0].hold.is_some())
+            .cloned()
+            .collect();
+        assert_eq!(queue.held(1000).await.unwrap(), held);
         let mut line: Vec<_> = reference
             .media
             .iter()
@@ -799,8 +852,13 @@ fn compare_media(media: &Media, expected: &RefMedia, now: i64) {
     assert_eq!(media.final_try, expected.final_try, "{media:?}");
     assert_eq!(media.due_in_ms, due(expected.not_before, now), "{media:?}");
     assert_eq!(
-        (media.priority, media.parts, media.capture_accepted),
-        (expected.priority, expected.parts, expected.capture_accepted)
+        (media.priority, media.parts),
+        (expected.priority, expected.parts)
+    );
+    assert_eq!(
+        (&media.capture, media.capture_accepted),
+        (&capture(expected.captured), expected.capture_accepted),
+        "{media:?}"
     );
     assert_eq!(
         (media.facts.size, media.facts.mtime_ns),
@@ -809,6 +867,11 @@ fn compare_media(media: &Media, expected: &RefMedia, now: i64) {
     assert_eq!(
         (media.registrations, media.possible_duplicates),
         (expected.registrations, expected.possible_duplicates)
+    );
+    assert_eq!(
+        media.registrations_since_retry,
+        expected.registrations - expected.registrations_before,
+        "{media:?}"
     );
     assert_eq!(
         media.chunk_count as usize,

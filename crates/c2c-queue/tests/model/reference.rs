@@ -46,6 +46,7 @@ pub(crate) struct RefMedia {
     pub(crate) state: MediaState,
     pub(crate) hold: Option<Hold>,
     pub(crate) held_since: i64,
+    pub(crate) captured: i64,
     pub(crate) capture_accepted: bool,
     pub(crate) parts: Option<u32>,
     pub(crate) tries: u32,
@@ -57,6 +58,7 @@ pub(crate) struct RefMedia {
     pub(crate) lease: Option<Held>,
     pub(crate) urls_at: i64,
     pub(crate) registrations: u32,
+    pub(crate) registrations_before: u32,
     pub(crate) possible_duplicates: u32,
     pub(crate) bytes_resent: u64,
     /// Of the current registration; stays as it was at the delivery.
@@ -242,6 +244,7 @@ impl Reference {
             state: MediaState::Queued,
             hold,
             held_since: self.now,
+            captured: 0,
             capture_accepted: false,
             parts: Some(3),
             tries: 0,
@@ -253,6 +256,7 @@ impl Reference {
             lease: None,
             urls_at: 0,
             registrations: 0,
+            registrations_before: 0,
             possible_duplicates: 0,
             bytes_resent: 0,
             chunks: Vec::new(),
@@ -408,12 +412,22 @@ impl Reference {
         media.state = MediaState::Transferring;
         (media.lease, media.not_before, media.urls_at) = (None, 0, now);
         media.registrations += 1;
+        media.tries = media.tries.saturating_sub(1);
         media.lines += 1;
         Ok(())
     }
 
-    pub(crate) fn file_changed(&mut self, id: i64, token: u64, size: u64) -> Result<(), Refusal> {
+    pub(crate) fn file_changed(
+        &mut self,
+        id: i64,
+        token: u64,
+        size: u64,
+        captured: Option<i64>,
+    ) -> Result<(), Refusal> {
         let media = self.registering(id, token)?;
+        if let Some(captured) = captured {
+            (media.captured, media.capture_accepted) = (captured, false);
+        }
         (media.file.1, media.file.2) = (size, media.file.2 + 100);
         media.lines += 1;
         Ok(())
@@ -429,7 +443,7 @@ impl Reference {
             chunk.not_before,
             chunk.acknowledged,
         ) = (ChunkState::Sent, None, 0, chunk.length);
-        (media.tries, media.rounds) = (0, 0);
+        (media.tries, media.rounds, media.final_try) = (0, 0, false);
         let left = media
             .chunks
             .iter()
@@ -437,7 +451,7 @@ impl Reference {
             .count() as u32;
         if left == 0 {
             media.state = MediaState::Delivered;
-            (media.hold, media.not_before, media.final_try) = (None, 0, false);
+            (media.hold, media.not_before) = (None, 0);
             media.lines += 1;
             let size = media.file.1;
             self.receipts.insert(id, size);
@@ -718,6 +732,7 @@ impl Reference {
                     }
                     (media.tries, media.rounds, media.final_try, media.not_before) =
                         (0, 0, false, 0);
+                    media.registrations_before = media.registrations;
                     media.fresh_chunk_tries();
                     media.clear_chunk_waits();
                     if lifted {

@@ -6,9 +6,9 @@
 -- One row: what the store itself remembers.
 CREATE TABLE store (
     id          INTEGER PRIMARY KEY CHECK (id = 1),
-    store_ms    INTEGER NOT NULL DEFAULT 0,  -- store time at the last commit
+    store_ms    INTEGER NOT NULL DEFAULT 0 CHECK (store_ms >= 0), -- store time at the last commit; 0: it never began
     boot_ms     INTEGER NOT NULL DEFAULT 0,  -- time since boot at the last commit ...
-    boot_id     TEXT,                        -- ... and the boot, for readers in other processes
+    boot_id     TEXT,                        -- ... and the boot: from there it goes on
     token       INTEGER NOT NULL DEFAULT 0,  -- last fencing token given
     position    INTEGER NOT NULL DEFAULT 0,  -- last position given
     lines       INTEGER NOT NULL DEFAULT 0,  -- history lines ever written about the queue itself
