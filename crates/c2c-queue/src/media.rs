@@ -306,7 +306,7 @@ pub struct Media {
     pub bytes_sent: u64,
     /// Bytes that were sent more than once, or in vain.
     pub bytes_resent: u64,
-    /// What went wrong last, if anything did.
+    /// What went wrong last, if nothing went right since.
     pub last_fault: Option<FaultRecord>,
     /// When it was added (wall clock).
     pub added_at: WallTime,

@@ -32,7 +32,7 @@ pub(super) fn asset_created(tx: &Tx<'_>, lease: &Lease, asset: &NewAsset) -> Don
         ])?;
     }
     let sql = "UPDATE media SET state = 'transferring', asset_id = ?, project_id = ?, registered_at = ?, \
-        urls_at = ?, registrations = registrations + 1, chunk_count = ?5, chunks_ready = ?5, not_before = 0, \
+        urls_at = ?, registrations = registrations + 1, last_fault = NULL, chunk_count = ?5, chunks_ready = ?5, not_before = 0, \
         tries = max(0, tries - 1), \
         lease_token = NULL, lease_process = NULL, lease_worker = NULL, lease_until = NULL WHERE id = ?";
     change(

@@ -44,7 +44,7 @@ pub(super) fn sent(tx: &Tx<'_>, lease: &Lease, proof: &ChunkProof) -> Done<Sent>
     )?;
     change(
         tx,
-        "UPDATE media SET tries = 0, rounds = 0, final_try = 0 WHERE id = ?",
+        "UPDATE media SET tries = 0, rounds = 0, final_try = 0, last_fault = NULL WHERE id = ?",
         &[&id.0],
     )?;
     let left = media.chunk_count.saturating_sub(media.chunks_sent + 1);
