@@ -264,15 +264,18 @@ async fn prepare(
         // What is in the file now was captured when the file says so now.
         let anew = (capture.source != CaptureSource::Given)
             .then(|| engine.time.capture_of_file(facts.mtime_ns));
-        if let Some((_, Some(words))) = anew {
-            return trouble(Fault::CaptureTimeUnknown { words });
-        }
-        let anew = anew.map(|(capture, _)| capture);
+        let (anew, unknown) = anew.unzip();
         capture = anew.clone().unwrap_or(capture);
+        // Stored before anything else is said: a hold for the new moment must not be released for the old one.
         engine
             .queue
             .file_changed(lease, facts.clone(), anew, words)
             .await?;
+        if let Some(words) = unknown.flatten()
+            && !media.capture_accepted
+        {
+            return trouble(Fault::CaptureTimeUnknown { words });
+        }
     }
     let offset = match engine.settings.organise_by {
         OrganiseBy::UploadDate => None,

@@ -84,6 +84,14 @@ fn classify_api_refusal(refusal: &Refusal, parts_asked: bool) -> Fault {
         409 if refusal.says("slow_down") || refusal.simple() == Some("slow_down") => {
             Fault::SlowDown(asked(refusal))
         }
+        // Cut on its way: it may have said that the channel was paused, which is not for us to guess.
+        409 if !matches!(
+            refusal.body,
+            RefusalBody::Simple { .. } | RefusalBody::Detailed { .. }
+        ) =>
+        {
+            Fault::Unknown
+        }
         409 => Fault::Conflict,
         400 | 422 => Fault::BadRequest,
         429 => Fault::RateLimited(asked(refusal)),

@@ -234,6 +234,16 @@ fn r14_a_conflict_that_says_slow_down() {
     }
 }
 
+/// A 409 whose words did not arrive may be any of the three: it is asked again.
+#[test]
+fn r13_a_409_that_was_cut_is_not_guessed() {
+    for body in [RefusalBody::Other, RefusalBody::NotUtf8, RefusalBody::Empty] {
+        let fault = create(&refused(refusal(409, body)));
+        assert_eq!(fault, Fault::Unknown);
+        has_the_whole_budget(&fault);
+    }
+}
+
 #[test]
 fn r15_another_conflict_gets_three_tries() {
     let fault = create(&detailed(409, "Conflict"));

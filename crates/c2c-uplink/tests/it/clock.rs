@@ -81,9 +81,10 @@ impl TestClock {
         moved.booted = now;
     }
 
-    /// The true time at which the time since boot was `boot`, in milliseconds since 1970. For the running boot only.
-    pub(crate) fn truth_of(&self, boot: BootTime) -> i64 {
-        self.inner.start + self.moved().booted + boot.0
+    /// The true time at which the test began.
+    pub(crate) fn started(&self) -> SystemTime {
+        let since = u64::try_from(self.inner.start).unwrap();
+        SystemTime::UNIX_EPOCH + Duration::from_millis(since)
     }
 }
 

@@ -181,3 +181,40 @@ async fn a_second_uplink_on_the_same_state_is_told_who_has_it() {
         .await
         .unwrap();
 }
+
+/// A file that changed in the queue and whose new time lies ahead of every clock waits for a person, once and without turning in
+/// circles; and the person's word is enough.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_changed_file_of_the_future_waits_for_a_person() {
+    use c2c_uplink::queue::{ByHand, Hold, Selection};
+    let sim = Simulator::builder().poll_interval(Duration::from_millis(100));
+    let bench = Bench::paced(sim, 60.0).await;
+    let uplink = bench.uplink().open().await.unwrap();
+    bench.pair(&uplink).await;
+    let path = bench.file("clip.mov", 5000, 1);
+    let id = uplink.add([&path]).await.unwrap()[0].id;
+    bench.file("clip.mov", 6000, 2);
+    let ahead = std::time::SystemTime::now() + Duration::from_secs(3 * 86_400);
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    file.set_modified(ahead).unwrap();
+    uplink.start().await;
+    idle(&uplink).await;
+    // Upkeep looks at it many times.
+    let minute = Duration::from_secs(60);
+    c2c_uplink::queue::Clock::sleep(bench.clock(), minute).await;
+    let held = crate::bench::media(&uplink, id).await;
+    assert_eq!(held.hold, Some(Hold::CaptureTimeUnknown), "{held:?}");
+    let history = uplink.queue().history(Some(id)).await.unwrap();
+    let holds = history
+        .iter()
+        .filter(|line| matches!(line.event, Event::Held { .. }))
+        .count();
+    assert_eq!(holds, 1, "{history:?}");
+    let selection = Selection::Ids(vec![id]);
+    let queue = uplink.queue();
+    queue.by_hand(selection, ByHand::Release).await.unwrap();
+    uplink.nudge();
+    reaches(&uplink, id, MediaState::Delivered).await;
+    bench.assert_delivered("clip.mov", &path).await;
+    uplink.shutdown().await.unwrap();
+}
