@@ -629,15 +629,19 @@ fn check_client_id(id: &str) -> Result<(), UplinkError> {
     })
 }
 
+/// A MAC address alone or among other text, written in any of the usual ways.
 fn looks_like_mac(id: &str) -> bool {
-    let groups = |separator: char, count: usize, width: usize| {
-        let parts: Vec<&str> = id.split(separator).collect();
-        parts.len() == count
-            && parts.iter().all(|part| {
-                part.len() == width && part.bytes().all(|byte| byte.is_ascii_hexdigit())
-            })
-    };
-    groups(':', 6, 2) || groups('-', 6, 2) || groups('.', 3, 4)
+    let words = id.split(|c: char| !c.is_ascii_hexdigit() && !":-.".contains(c));
+    words.into_iter().any(|word| {
+        let groups = |separator: char, count: usize, width: usize| {
+            let hex = |part: &&str| part.bytes().all(|byte| byte.is_ascii_hexdigit());
+            let parts: Vec<&str> = word.split(separator).collect();
+            parts
+                .windows(count)
+                .any(|parts| parts.iter().all(|part| part.len() == width) && parts.iter().all(hex))
+        };
+        groups(':', 6, 2) || groups('-', 6, 2) || groups('.', 3, 4)
+    })
 }
 
 /// Tells two runs with the same process id apart.
@@ -663,6 +667,8 @@ mod tests {
             "00:1B:44:11:3A:B7",
             "00-1b-44-11-3a-b7",
             "001b.4411.3ab7",
+            "CAM-00:1B:44:11:3A:B7",
+            "unit 00-1b-44-11-3a-b7",
             "",
             "a\nb",
         ] {

@@ -122,7 +122,13 @@ impl Connection {
                 false => pause.since.is_some(),
             };
             let resumed = self.note_pause(&mut pause, paused);
-            self.standing.send_replace(Standing::Paired { paused });
+            // Only a change is one: others take it for news.
+            self.standing.send_if_modified(|standing| {
+                let now = Standing::Paired { paused };
+                let changed = *standing != now;
+                *standing = now;
+                changed
+            });
             resumed
         };
         self.release(resumed).await

@@ -182,6 +182,16 @@ async fn a_refused_media_fails_with_the_words_of_the_service() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn media_of_a_pause_is_withheld() {
     let bench = small_chunks().await;
+    // Without the socket the unit does not hear of the pause in time: the service decides.
+    let no_socket = Effect::Status {
+        status: 404,
+        body: BodyKind::Empty,
+        headers: Vec::new(),
+    };
+    bench
+        .sim
+        .admin()
+        .add_fault(fault(EndpointName::Websocket, no_socket, None, 0));
     let uplink = bench.working().await;
     let before = bench.file("before.mov", 10, 1);
     bench.sim.admin().pause(0);
