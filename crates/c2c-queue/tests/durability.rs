@@ -643,10 +643,11 @@ async fn a_system_without_boot_ids_counts_every_start() {
         }
     }
     let dir = tempfile::tempdir().unwrap();
+    let later = clock();
     let open = |process: &str| {
         let options = SqliteOptions {
             path: dir.path().join("queue.db"),
-            clock: Arc::new(Silent(clock())),
+            clock: Arc::new(Silent(later.clone())),
             vault: Vault::key_file(&dir.path().join("queue.key")).unwrap(),
             process: process.to_owned(),
             command: "the test".to_owned(),
@@ -679,7 +680,57 @@ async fn a_system_without_boot_ids_counts_every_start() {
         .await
         .unwrap();
     assert_eq!(queue.grant_restart_tries("run-1").await.unwrap(), []);
+    let before = queue.store_time().0;
     queue.close().await.unwrap();
+    later.advance(Duration::from_secs(3_600));
     let queue = open("run-2");
+    assert_eq!(queue.store_time().0, before + 1, "no time is counted");
     assert_eq!(queue.grant_restart_tries("run-2").await.unwrap(), [id]);
+}
+
+#[tokio::test]
+async fn only_a_new_store_begins_at_the_wall_clock() {
+    for wall in [1_800_000_000_000, 77, 0, -1_000_000_000] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("queue.db");
+        let clock = ManualClock::new(WallTime(wall));
+        let queue = SqliteQueue::open(options(&path, &clock, "run-1")).unwrap();
+        let begun = queue.store_time().0;
+        assert_eq!(begun, wall.max(1));
+        // Before 1970, too, what is new is due.
+        queue.add(vec![clip("/a", 2)]).await.unwrap();
+        register(&queue, 2).await;
+        drop(queue);
+        clock.set_wall(WallTime(4_000_000_000_000));
+        let queue = SqliteQueue::open(options(&path, &clock, "run-2")).unwrap();
+        assert_eq!(queue.store_time().0, begun + 1, "from {wall}");
+        queue.close().await.unwrap();
+        clock.reboot();
+        let queue = SqliteQueue::open(options(&path, &clock, "run-3")).unwrap();
+        assert_eq!(queue.store_time().0, begun + 2, "from {wall}");
+    }
+}
+
+#[tokio::test]
+async fn who_only_looks_sees_the_same_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("queue.db");
+    let clock = clock();
+    let owner = SqliteQueue::open(options(&path, &clock, "run-1")).unwrap();
+    owner.store_tokens(tokens()).await.unwrap();
+    drop(owner);
+    let age = async || {
+        let viewer = SqliteQueue::open_read_only(path.clone(), Arc::new(clock.clone())).unwrap();
+        viewer.connection().await.unwrap().tokens_age_ms
+    };
+    clock.advance(Duration::from_secs(5));
+    clock.jump_wall(1_000_000_000_000);
+    assert_eq!(age().await, 5_000);
+    // It is not known how long the system was off, and nobody guesses.
+    clock.reboot();
+    clock.advance(Duration::from_secs(5));
+    assert_eq!(age().await, 0);
+    let owner = SqliteQueue::open(options(&path, &clock, "run-2")).unwrap();
+    let age = owner.connection().await.unwrap().tokens_age_ms;
+    assert_eq!(age, 1);
 }

@@ -179,7 +179,10 @@ pub(crate) fn action() -> impl Strategy<Value = Action> {
         0..6u64,
         0..2i64,
         -1..=1i32,
-        prop::option::weighted(0.05, hold()),
+        prop::option::weighted(
+            0.1,
+            prop_oneof![1 => hold(), 1 => Just(Hold::CaptureTimeUnknown)],
+        ),
         prop::bool::weighted(0.3),
     );
     let fail = (
@@ -201,7 +204,7 @@ pub(crate) fn action() -> impl Strategy<Value = Action> {
         20 => fail.prop_map(|(lease, verdict, wasted, duplicate, drop_parts)| {
             Action::Fail { lease, verdict, wasted, duplicate, drop_parts }
         }),
-        2 => (lease(), 0..6u64, prop::option::of(1..100i64)).prop_map(|(lease, size, captured)| {
+        3 => (lease(), 0..6u64, prop::option::of(1..100i64)).prop_map(|(lease, size, captured)| {
             Action::FileChanged { lease, size, captured }
         }),
         3 => (lease(), 0..3u64, lease_time()).prop_map(|(lease, acknowledged, extend)| {
