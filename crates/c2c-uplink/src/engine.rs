@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::net::IpAddr;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -11,6 +12,7 @@ use c2c_protocol::{Client, RefusalBody};
 use c2c_queue::{
     Attempt, Clock, Holder, Lease, Media, Operation, Outcome, Queue, QueueError, Setback, Verdict,
 };
+use futures_util::FutureExt;
 use tokio::sync::{Notify, broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -91,7 +93,51 @@ impl Drop for Report<'_> {
     }
 }
 
+/// What was checked out, kept aside in case that the work on it panics.
+#[derive(Debug)]
+pub(crate) struct Checkout {
+    lease: Lease,
+    media: Media,
+    attempt: Attempt,
+}
+
+impl Checkout {
+    pub(crate) fn of(lease: &Lease, media: &Media, attempt: Attempt) -> Checkout {
+        Checkout {
+            lease: lease.clone(),
+            media: media.clone(),
+            attempt,
+        }
+    }
+}
+
 impl Engine {
+    /// Runs the work on one item. A file that makes us panic must not take the others along: it is charged for it.
+    pub(crate) async fn guard(
+        &self,
+        checkout: Checkout,
+        operation: Operation,
+        work: impl Future<Output = Result<(), QueueError>>,
+    ) {
+        let done = match AssertUnwindSafe(work).catch_unwind().await {
+            Ok(done) => done,
+            Err(panic) => {
+                let words = panic_words(&*panic);
+                let Checkout {
+                    lease,
+                    media,
+                    attempt,
+                } = checkout;
+                let trouble = Fault::Program { words }.into();
+                self.settle(&lease, &media, operation, attempt, trouble)
+                    .await
+            }
+        };
+        if let Err(error) = done {
+            self.store_trouble(&error).await;
+        }
+    }
+
     /// Call it before a result is stored, and drop it after its event was sent.
     pub(crate) fn report(&self) -> Report<'_> {
         self.reports.fetch_add(1, Ordering::SeqCst);
@@ -320,7 +366,7 @@ pub(crate) fn server_words(error: &c2c_protocol::Error) -> Option<String> {
 }
 
 /// What a panic said.
-pub(crate) fn panic_words(panic: &(dyn std::any::Any + Send)) -> String {
+fn panic_words(panic: &(dyn std::any::Any + Send)) -> String {
     let words = panic
         .downcast_ref::<&str>()
         .map(|words| (*words).to_owned());

@@ -1,6 +1,5 @@
 //! From a queued media to an asset with chunk URLs.
 
-use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,11 +11,9 @@ use c2c_queue::{
     RegistrationClaim, Scope,
 };
 
-use futures_util::FutureExt;
-
 use crate::connection::{NoToken, Why};
 use crate::crash;
-use crate::engine::{Engine, Trouble, panic_words, server_words};
+use crate::engine::{Checkout, Engine, Trouble, server_words};
 use crate::event::Event;
 use crate::settings::OrganiseBy;
 use crate::settle::{Fault, TRIES, classify_create};
@@ -68,28 +65,9 @@ pub(crate) async fn work(engine: Arc<Engine>) {
             Ok(Claim::Got(claim)) => {
                 crash::point("register.claimed");
                 pace.used(engine.clock.boot().0);
-                let (lease, media, attempt) =
-                    (claim.lease.clone(), claim.media.clone(), claim.attempt);
-                // A file that makes us panic must not take the others along.
-                let handled =
-                    AssertUnwindSafe(handle(&engine, *claim, pass, &mut pace, &mut refused))
-                        .catch_unwind()
-                        .await;
-                let handled = match handled {
-                    Ok(handled) => handled,
-                    Err(panic) => {
-                        let trouble = Fault::Program {
-                            words: panic_words(&*panic),
-                        }
-                        .into();
-                        engine
-                            .settle(&lease, &media, Operation::Register, attempt, trouble)
-                            .await
-                    }
-                };
-                if let Err(error) = handled {
-                    engine.store_trouble(&error).await;
-                }
+                let checkout = Checkout::of(&claim.lease, &claim.media, claim.attempt);
+                let work = handle(&engine, *claim, pass, &mut pace, &mut refused);
+                engine.guard(checkout, Operation::Register, work).await;
             }
             Ok(Claim::Later(wait)) => {
                 drop(pass);

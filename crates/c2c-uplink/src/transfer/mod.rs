@@ -3,7 +3,6 @@
 mod airgate;
 mod body;
 
-use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,10 +10,8 @@ use std::time::Duration;
 use c2c_protocol::{ExposeSecret, Meter, UploadUrl};
 use c2c_queue::{ChunkClaim, ChunkProof, Claim, Operation, QueueError};
 
-use futures_util::FutureExt;
-
 use crate::crash;
-use crate::engine::{Engine, Trouble, panic_words, server_words};
+use crate::engine::{Checkout, Engine, Trouble, server_words};
 use crate::event::Event;
 use crate::host;
 use crate::progress::Flight;
@@ -53,27 +50,9 @@ pub(crate) async fn work(engine: Arc<Engine>, pool: Arc<BufferPool>, number: usi
         {
             Ok(Claim::Got(claim)) => {
                 crash::point("chunk.claimed");
-                let (lease, media, attempt) =
-                    (claim.lease.clone(), claim.media.clone(), claim.attempt);
-                // A file that makes us panic must not take the others along.
-                let handled = AssertUnwindSafe(handle(&engine, &pool, *claim, pass))
-                    .catch_unwind()
-                    .await;
-                let handled = match handled {
-                    Ok(handled) => handled,
-                    Err(panic) => {
-                        let trouble = Fault::Program {
-                            words: panic_words(&*panic),
-                        }
-                        .into();
-                        engine
-                            .settle(&lease, &media, Operation::Transfer, attempt, trouble)
-                            .await
-                    }
-                };
-                if let Err(error) = handled {
-                    engine.store_trouble(&error).await;
-                }
+                let checkout = Checkout::of(&claim.lease, &claim.media, claim.attempt);
+                let work = handle(&engine, &pool, *claim, pass);
+                engine.guard(checkout, Operation::Transfer, work).await;
             }
             Ok(Claim::Later(wait)) => {
                 drop(pass);
