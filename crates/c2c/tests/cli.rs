@@ -721,19 +721,17 @@ async fn the_simulator_runs_until_it_is_interrupted() {
 async fn the_simulator_hands_out_what_another_shell_needs() {
     let place = Place::new();
     let running = place.start(&["simulator", "--auto-approve"]).await;
-    let (running, url) = running
-        .until_line(|line| {
-            line.trim_end()
-                .strip_prefix("export C2C_API_URL=")
-                .map(str::to_owned)
-        })
+    let (running, announced) = running
+        .until_line(|line| serde_json::from_str::<Value>(line).ok())
         .await;
-    assert!(url.starts_with("https://localhost:"), "{url}");
     running.interrupt();
     let ended = running.end().await.exits(0);
-    assert!(
-        ended.out.contains("export C2C_CA_FILE=")
-            && ended.out.contains("export C2C_CLIENT_SECRET="),
-        "{ended:?}"
-    );
+    for (variable, field) in [
+        ("C2C_API_URL", "api_url"),
+        ("C2C_CA_FILE", "ca_file"),
+        ("C2C_CLIENT_SECRET", "client_secret"),
+    ] {
+        let line = format!("export {variable}={}\n", announced[field].as_str().unwrap());
+        assert!(ended.err.contains(&line), "{line} in {ended:?}");
+    }
 }
