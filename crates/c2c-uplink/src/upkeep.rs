@@ -82,10 +82,16 @@ impl Looker {
                 MediaState::Transferring,
                 MediaState::Parked,
             ];
-            let page = engine.queue.list(Some(states), self.after, PAGE).await?;
+            let mut page = engine.queue.list(Some(states), self.after, PAGE).await?;
             // After the last page, from the start again.
             let full = page.len() as u32 == PAGE;
             self.after = page.last().filter(|_| full).map(|media| media.id);
+            // What waits for a file or a card is looked at each time, however long the queue is.
+            for held in engine.queue.held(PAGE).await? {
+                if page.iter().all(|media| media.id != held.id) {
+                    page.push(held);
+                }
+            }
             if page.is_empty() {
                 return Ok(());
             }
