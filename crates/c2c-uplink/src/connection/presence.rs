@@ -253,11 +253,7 @@ pub(crate) async fn keep(engine: Arc<Engine>) {
 
 /// One socket from its handshake to its end.
 async fn attend(engine: &Engine, network: &mut tokio::sync::watch::Receiver<u64>) -> Next {
-    let opened = tokio::select! {
-        _ = engine.stop.cancelled() => return Next::Stop,
-        opened = open(engine) => opened,
-    };
-    let (presence, topic) = match opened {
+    let (presence, topic) = match open(engine).await {
         Ok(opened) => opened,
         Err(next) => return next,
     };
@@ -272,7 +268,8 @@ async fn attend(engine: &Engine, network: &mut tokio::sync::watch::Receiver<u64>
     listen(engine, presence, &topic, network).await
 }
 
-/// Opens a socket and joins the topic of this unit, whose name it gives.
+/// Opens a socket and joins the topic of this unit, whose name it gives. The shutdown interrupts what concerns the socket and
+/// nothing else: a renewal that is cut off has spent its token.
 async fn open(engine: &Engine) -> Result<(Presence, String), Next> {
     let connection = &engine.connection;
     let soon = |_| Next::Soon { worked: false };
@@ -286,7 +283,11 @@ async fn open(engine: &Engine) -> Result<(Presence, String), Next> {
     }
     let access = connection.access().await.map_err(soon)?;
     let identity = connection.identity().ok_or(Next::Soon { worked: false })?;
-    let mut presence = match engine.client.presence(&access).await {
+    let dialled = tokio::select! {
+        _ = engine.stop.cancelled() => return Err(Next::Stop),
+        dialled = engine.client.presence(&access) => dialled,
+    };
+    let mut presence = match dialled {
         Ok(presence) => presence,
         Err(error) => {
             tracing::debug!("{error}");
@@ -303,7 +304,11 @@ async fn open(engine: &Engine) -> Result<(Presence, String), Next> {
         }
     };
     for topic in topics(&identity) {
-        match presence.join(&topic).await {
+        let joined = tokio::select! {
+            _ = engine.stop.cancelled() => return Err(Next::Stop),
+            joined = presence.join(&topic) => joined,
+        };
+        match joined {
             Ok(true) => return Ok((presence, topic)),
             Ok(false) => {}
             Err(error) => {

@@ -259,6 +259,7 @@ async fn random_pauses_are_kept() {
         Ok(seed) => vec![seed.parse().unwrap()],
         Err(_) => (1..=16).collect(),
     };
+    let one = seeds.len() == 1;
     let (mut captured, mut withheld) = (0, 0);
     for seed in seeds {
         println!("seed {seed}");
@@ -267,7 +268,7 @@ async fn random_pauses_are_kept() {
         withheld += kept;
     }
     println!("{captured} captures, {withheld} in pauses");
-    assert!(withheld > 0 && withheld < captured);
+    assert!(one || (withheld > 0 && withheld < captured));
 }
 
 /// The wall clock jumps by days between capture and upload, and while media waits: the offset does not notice.

@@ -226,3 +226,45 @@ async fn a_lost_key_costs_a_pairing_and_nothing_else() {
     bench.assert_delivered("clip.mov", &file).await;
     uplink.shutdown().await.unwrap();
 }
+
+/// A shutdown in the middle of a renewal waits for its answer: the token in it is the only one there is from then on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shutdown_does_not_cut_a_renewal_off() {
+    let sim = Simulator::builder().poll_interval(Duration::from_millis(100));
+    let bench = Bench::paced(sim, 10.0).await;
+    let uplink = bench.uplink().open().await.unwrap();
+    bench.pair(&uplink).await;
+    uplink.shutdown().await.unwrap();
+    // Whichever part of the program asks first: the renewal is due, and its answer trickles.
+    for _ in 0..5 {
+        bench.advance(Duration::from_secs(7 * 3600));
+        let slow = Fault {
+            on: Target::endpoint(EndpointName::Refresh),
+            effect: Effect::SlowAnswer,
+            times: None,
+            after: 0,
+            probability: None,
+        };
+        let slow = bench.sim.admin().add_fault(slow);
+        let before = bench.sim.admin().stats().refreshes;
+        let uplink = bench.uplink().open().await.unwrap();
+        uplink.start().await;
+        let spent = |snapshot: &c2c_simulator::Snapshot<'_>| snapshot.stats().refreshes > before;
+        assert!(bench.sim.admin().wait_until_within(PATIENCE, spent).await);
+        uplink.shutdown().await.unwrap();
+        bench.sim.admin().remove_fault(slow);
+        let next = bench.uplink().open().await.unwrap();
+        next.start().await;
+        let confirmed = async {
+            while !matches!(next.standing(), Standing::Paired { .. }) {
+                assert!(
+                    !matches!(next.standing(), Standing::PairAgain { .. }),
+                    "the authorization was lost in the shutdown"
+                );
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, confirmed).await.unwrap();
+        next.shutdown().await.unwrap();
+    }
+}
