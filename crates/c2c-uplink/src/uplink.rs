@@ -79,7 +79,7 @@ pub struct UplinkBuilder {
 /// ```
 #[derive(Debug)]
 pub struct Uplink {
-    engine: Arc<Engine>,
+    pub(crate) engine: Arc<Engine>,
     supervisor: Mutex<Option<Supervisor>>,
 }
 

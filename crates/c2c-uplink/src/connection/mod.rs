@@ -11,6 +11,8 @@
 mod expiry;
 mod pairing;
 pub(crate) mod presence;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};

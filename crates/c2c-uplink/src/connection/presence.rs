@@ -15,7 +15,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use c2c_protocol::{
-    DeviceStatus, Error, ErrorKind, ExposeSecret, Presence, PresenceNews, RefusalBody,
+    DeviceStatus, Error, ErrorKind, ExposeSecret, Presence, PresenceNews, RefusalBody, SecretString,
 };
 use c2c_queue::{Hold, Identity, QueueError};
 
@@ -268,58 +268,58 @@ async fn attend(engine: &Engine, network: &mut tokio::sync::watch::Receiver<u64>
     listen(engine, presence, &topic, network).await
 }
 
-/// Opens a socket and joins the topic of this unit, whose name it gives. The shutdown interrupts what concerns the socket and
-/// nothing else: a renewal that is cut off has spent its token.
+/// Opens a socket and joins the topic of this unit, whose name it gives.
+///
+/// Only the handshake itself is given up at the shutdown: a renewal of the tokens must come to its end.
 async fn open(engine: &Engine) -> Result<(Presence, String), Next> {
     let connection = &engine.connection;
     let soon = |_| Next::Soon { worked: false };
     // A token that dies in a moment is renewed first.
     if connection.renew_in().await.is_some_and(|due| due.is_zero()) {
         let access = connection.any_access().await.map_err(soon)?;
-        connection
-            .refresh(&access, Why::AheadOfNeed)
-            .await
-            .map_err(soon)?;
+        let renewed = connection.refresh(&access, Why::AheadOfNeed).await;
+        renewed.map_err(soon)?;
     }
     let access = connection.access().await.map_err(soon)?;
     let identity = connection.identity().ok_or(Next::Soon { worked: false })?;
-    let dialled = tokio::select! {
+    let joined = tokio::select! {
         _ = engine.stop.cancelled() => return Err(Next::Stop),
-        dialled = engine.client.presence(&access) => dialled,
+        joined = join(engine, &access, &identity) => joined,
     };
-    let mut presence = match dialled {
-        Ok(presence) => presence,
-        Err(error) => {
-            tracing::debug!("{error}");
-            let next = after_failure(&error);
-            if is_unauthorized(&error) || is_forbidden(&error) {
-                // Is it the token? Asking who we are renews it if so.
-                let _ = connection.look().await;
-                let now = connection.any_access().await.map_err(soon)?;
-                if now.expose_secret() != access.expose_secret() {
-                    return Err(Next::AtOnce);
-                }
-            }
-            return Err(next);
+    let error = match joined {
+        Ok(Some(joined)) => return Ok(joined),
+        Ok(None) => {
+            tracing::debug!("the service does not know this unit on its presence socket");
+            return Err(Next::Rarely);
         }
+        Err(error) => error,
     };
-    for topic in topics(&identity) {
-        let joined = tokio::select! {
-            _ = engine.stop.cancelled() => return Err(Next::Stop),
-            joined = presence.join(&topic) => joined,
-        };
-        match joined {
-            Ok(true) => return Ok((presence, topic)),
-            Ok(false) => {}
-            Err(error) => {
-                tracing::debug!("{error}");
-                return Err(Next::Soon { worked: false });
-            }
+    tracing::debug!("{error}");
+    if is_unauthorized(&error) || is_forbidden(&error) {
+        // Is it the token? Asking who we are renews it if so.
+        let _ = connection.look().await;
+        let now = connection.any_access().await.map_err(soon)?;
+        if now.expose_secret() != access.expose_secret() {
+            return Err(Next::AtOnce);
         }
     }
-    tracing::debug!("the service does not know this unit on its presence socket");
+    Err(after_failure(&error))
+}
+
+/// `None` if the service knows this unit under none of its ids.
+async fn join(
+    engine: &Engine,
+    access: &SecretString,
+    identity: &Identity,
+) -> Result<Option<(Presence, String)>, Error> {
+    let mut presence = engine.client.presence(access).await?;
+    for topic in topics(identity) {
+        if presence.join(&topic).await? {
+            return Ok(Some((presence, topic)));
+        }
+    }
     presence.close().await;
-    Err(Next::Rarely)
+    Ok(None)
 }
 
 /// The ids under which the service may know this unit.
@@ -360,8 +360,9 @@ async fn listen(
             beat = now + millis(BEAT);
             let mut sent = pin!(presence.heartbeat());
             let sent = tokio::select! {
-                _ = engine.stop.cancelled() => return Next::Stop,
+                biased;
                 sent = &mut sent => sent,
+                _ = engine.stop.cancelled() => return Next::Stop,
                 _ = engine.clock.sleep(BEAT) => return worked,
             };
             if let Err(error) = sent {
@@ -371,6 +372,8 @@ async fn listen(
         }
         let until = beat.min(heard + millis(DEAD)) - now;
         let news = tokio::select! {
+            // What has arrived is read before anything is concluded from a silence.
+            biased;
             _ = engine.stop.cancelled() => {
                 presence.close().await;
                 return Next::Stop;
