@@ -631,17 +631,15 @@ fn check_client_id(id: &str) -> Result<(), UplinkError> {
 
 /// A MAC address alone or among other text, written in any of the usual ways.
 fn looks_like_mac(id: &str) -> bool {
-    let words = id.split(|c: char| !c.is_ascii_hexdigit() && !":-.".contains(c));
-    words.into_iter().any(|word| {
-        let groups = |separator: char, count: usize, width: usize| {
-            let hex = |part: &&str| part.bytes().all(|byte| byte.is_ascii_hexdigit());
-            let parts: Vec<&str> = word.split(separator).collect();
-            parts
-                .windows(count)
-                .any(|parts| parts.iter().all(|part| part.len() == width) && parts.iter().all(hex))
-        };
-        groups(':', 6, 2) || groups('-', 6, 2) || groups('.', 3, 4)
-    })
+    let written = |separator: char, count: usize, width: usize| {
+        let runs = id.split(|c: char| !c.is_ascii_hexdigit() && c != separator);
+        runs.into_iter().any(|run| {
+            let groups: Vec<&str> = run.split(separator).collect();
+            let mut rows = groups.windows(count);
+            rows.any(|row| row.iter().all(|group| group.len() == width))
+        })
+    };
+    written(':', 6, 2) || written('-', 6, 2) || written('.', 3, 4)
 }
 
 /// Tells two runs with the same process id apart.
