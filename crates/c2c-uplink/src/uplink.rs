@@ -239,9 +239,13 @@ impl Uplink {
         }
     }
 
-    /// Whether a held media goes on by itself in a moment.
+    /// Whether a held media goes on by itself in a moment, or has just gone on.
     async fn waits_by_itself(&self) -> Result<bool, UplinkError> {
-        let unfinished = vec![MediaState::Queued, MediaState::Transferring];
+        let unfinished = vec![
+            MediaState::Queued,
+            MediaState::Registering,
+            MediaState::Transferring,
+        ];
         let mut after = None;
         loop {
             let page = self
@@ -253,10 +257,13 @@ impl Uplink {
                 return Ok(false);
             };
             after = Some(last.id);
-            if page
-                .iter()
-                .any(|media| matches!(media.hold, Some(Hold::FileChanging | Hold::ChannelPaused)))
-            {
+            // Without a hold it was released since the queue was counted.
+            if page.iter().any(|media| {
+                matches!(
+                    media.hold,
+                    None | Some(Hold::FileChanging | Hold::ChannelPaused)
+                )
+            }) {
                 return Ok(true);
             }
         }

@@ -291,3 +291,26 @@ async fn a_jumping_wall_clock_changes_nothing() {
     assert_eq!(offsets, [5000, 4000, 3000, 2000, 1000]);
     uplink.shutdown().await.unwrap();
 }
+
+/// Whoever waits for the end of the work is not told of it in the moment in which a held media goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_end_of_a_hold_is_not_the_end_of_the_work() {
+    let (bench, uplink) = still().await;
+    let id = capture(&bench, &uplink, "clip.mov").await;
+    let uplink = std::sync::Arc::new(uplink);
+    // Several, each at another place between its two looks at the queue.
+    let mut waiting = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        let uplink = uplink.clone();
+        waiting.spawn(async move { uplink.wait_idle().await.map(drop) });
+    }
+    for _ in 0..400 {
+        let queue = uplink.queue();
+        queue.hold(id, Hold::ChannelPaused).await.unwrap();
+        uplink.nudge();
+        queue.unhold(id, Hold::ChannelPaused, None).await.unwrap();
+        uplink.nudge();
+        assert!(waiting.try_join_next().is_none(), "idle with work to do");
+    }
+    uplink.shutdown().await.unwrap();
+}
