@@ -22,6 +22,7 @@ use c2c_queue::{Hold, Identity, QueueError};
 use super::{Connection, NoToken, Standing, Why};
 use crate::engine::Engine;
 use crate::event::Event;
+use crate::link::LinkState;
 use crate::settle::backoff;
 
 /// Without the socket: the identity is asked this often.
@@ -115,13 +116,13 @@ impl Connection {
     /// Takes over whether the channel is paused, as an answer says that was asked for after `pushed` pushes. Opens the
     /// gate for the workers.
     pub(super) async fn admitted(&self, paused: bool, pushed: u64) -> Result<(), QueueError> {
-        let resumed = {
+        let noted = {
             let mut pause = self.pause();
             let paused = match pause.pushed == pushed {
                 true => paused,
                 false => pause.since.is_some(),
             };
-            let resumed = self.note_pause(&mut pause, paused);
+            let noted = self.note_pause(&mut pause, paused);
             // Only a change is one: others take it for news.
             self.standing.send_if_modified(|standing| {
                 let now = Standing::Paired { paused };
@@ -129,18 +130,18 @@ impl Connection {
                 *standing = now;
                 changed
             });
-            resumed
+            noted
         };
-        self.release(resumed).await
+        self.tell(noted).await
     }
 
     /// The service pushed a status.
     async fn pushed_status(&self, status: &DeviceStatus) -> Result<(), QueueError> {
-        let resumed = {
+        let noted = {
             let mut pause = self.pause();
             pause.pushed += 1;
             let now = *status == DeviceStatus::Paused;
-            let resumed = self.note_pause(&mut pause, now);
+            let noted = self.note_pause(&mut pause, now);
             // While who we are is not confirmed, whoever confirms it takes this into account.
             self.standing.send_if_modified(|standing| match standing {
                 Standing::Paired { paused } if *paused != now => {
@@ -149,7 +150,7 @@ impl Connection {
                 }
                 _ => false,
             });
-            resumed
+            noted
         };
         self.identity.send_if_modified(|identity| match identity {
             Some(identity) => {
@@ -158,22 +159,24 @@ impl Connection {
             }
             None => false,
         });
-        self.release(resumed).await
+        self.tell(noted).await
     }
 
-    fn note_pause(&self, pause: &mut Pause, paused: bool) -> bool {
-        let was = pause.since.is_some();
-        if was != paused {
-            pause.since = paused.then(|| self.time.boot().0);
-            tracing::info!(paused, "the channel's pause changed");
-            let _ = self.events.send(Event::Paused(paused));
+    /// Whether the channel is paused now, if that is news.
+    fn note_pause(&self, pause: &mut Pause, paused: bool) -> Option<bool> {
+        if pause.since.is_some() == paused {
+            return None;
         }
-        was && !paused
+        pause.since = paused.then(|| self.time.boot().0);
+        Some(paused)
     }
 
-    /// Lets go what waited for the end of the pause.
-    async fn release(&self, resumed: bool) -> Result<(), QueueError> {
-        if resumed {
+    /// Tells the news, once everything that can be asked knows it, and lets go what waited for the end of the pause.
+    async fn tell(&self, noted: Option<bool>) -> Result<(), QueueError> {
+        let Some(paused) = noted else { return Ok(()) };
+        tracing::info!(paused, "the channel's pause changed");
+        let _ = self.events.send(Event::Paused(paused));
+        if !paused {
             self.queue.unhold_all(Hold::ChannelPaused).await?;
         }
         Ok(())
@@ -182,7 +185,10 @@ impl Connection {
     /// For what was held because of a pause that ended in that very moment.
     pub(crate) async fn release_unless_paused(&self) -> Result<(), QueueError> {
         let over = self.pause().since.is_none();
-        self.release(over).await
+        if over {
+            self.queue.unhold_all(Hold::ChannelPaused).await?;
+        }
+        Ok(())
     }
 
     pub(super) fn pause(&self) -> std::sync::MutexGuard<'_, Pause> {
@@ -282,8 +288,13 @@ async fn open(engine: &Engine) -> Result<(Presence, String), Next> {
     }
     let access = connection.access().await.map_err(soon)?;
     let identity = connection.identity().ok_or(Next::Soon { worked: false })?;
+    let mut link = engine.link.subscribe();
     let joined = tokio::select! {
         _ = engine.stop.cancelled() => return Err(Next::Stop),
+        // One probe looks for everybody while the link is down.
+        _ = link.wait_for(|state| *state != LinkState::Online) => {
+            return Err(Next::Soon { worked: false });
+        }
         joined = join(engine, &access, &identity) => joined,
     };
     let error = match joined {
