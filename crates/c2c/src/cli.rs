@@ -135,6 +135,50 @@ pub(crate) struct Global {
         help_heading = "Global options"
     )]
     pub(crate) transfers: TransferCount,
+
+    /// Which day's folder media appear in: that of the capture, or that of the upload. `upload-date` gives up the
+    /// protection by pauses: Frame.io can no longer tell what was captured while the channel was paused, and media of
+    /// an earlier pause is uploaded
+    #[arg(
+        long,
+        global = true,
+        env = "C2C_ORGANISE_BY",
+        value_enum,
+        default_value = "capture-date",
+        help_heading = "Global options"
+    )]
+    pub(crate) organise_by: Organise,
+
+    /// How many hours the media of a card or disk that was taken out wait for it, before they are cancelled
+    #[arg(
+        long,
+        global = true,
+        env = "C2C_VOLUME_PATIENCE",
+        value_name = "HOURS",
+        default_value_t = 72,
+        value_parser = clap::value_parser!(u32).range(1..=8_760),
+        help_heading = "Global options"
+    )]
+    pub(crate) volume_patience: u32,
+
+    /// Proxy for everything: http://, socks5:// or socks5h://, with a name and password if it wants them, or `none`.
+    /// By default HTTPS_PROXY, ALL_PROXY and NO_PROXY count
+    #[arg(
+        long,
+        global = true,
+        env = "C2C_PROXY",
+        hide_env_values = true,
+        value_name = "URL",
+        help_heading = "Global options"
+    )]
+    pub(crate) proxy: Option<String>,
+}
+
+/// Which day's folder media appear in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Organise {
+    CaptureDate,
+    UploadDate,
 }
 
 /// How many chunks are sent at the same time.

@@ -285,6 +285,10 @@ fn narrate(event: &Event) -> Option<String> {
             "trouble     {words}; work goes on when the queue can be used again"
         )),
         Event::PairAgain { words } => Some(format!("pair again  {words}")),
+        Event::AuthorizationExpiring { at, left } => Some(format!(
+            "authorized  only until {at}, {} from now; pair again before then",
+            format::duration(*left)
+        )),
         Event::Paused(true) => Some("paused      the channel is paused in Frame.io".to_owned()),
         Event::Paused(false) => Some("resumed     the channel is no longer paused".to_owned()),
         _ => None,
@@ -365,6 +369,9 @@ pub(crate) fn event_json(event: &Event) -> Option<Value> {
             json!({"event": "project_changed", "from": from, "cleared": cleared})
         }
         Event::PairAgain { words } => json!({"event": "pair_again", "words": words}),
+        Event::AuthorizationExpiring { at, left } => {
+            json!({"event": "authorization_expiring", "at": at, "left_seconds": left.as_secs()})
+        }
         Event::Paused(paused) => json!({"event": "paused", "paused": paused}),
         Event::StoreTrouble { words } => json!({"event": "store_trouble", "words": words}),
         Event::Sealed { media } => json!({"event": "sealed", "media": media}),

@@ -2,12 +2,13 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use c2c_queue::{Queue, SqliteQueue, SystemClock};
-use c2c_uplink::{ClientSettings, ResolveOverride, Transfers, Uplink};
+use c2c_uplink::{ClientSettings, OrganiseBy, Proxy, ResolveOverride, Transfers, Uplink};
 use secrecy::SecretString;
 
-use crate::cli::{Global, TransferCount};
+use crate::cli::{Global, Organise, TransferCount};
 use crate::error::{Exit, Failure};
 
 /// What the work needs besides the queue.
@@ -66,6 +67,21 @@ pub(crate) async fn open(global: &Global, need: Need) -> Result<Uplink, Failure>
     if let Some(file) = &global.ca_file {
         builder = builder.ca_file(file);
     }
+    if let Some(proxy) = &global.proxy {
+        // The URL may carry a password: the error says what is wrong with it without repeating it.
+        let proxy = proxy
+            .parse::<Proxy>()
+            .map_err(|error| Failure::because(Exit::Usage, "--proxy cannot be used", error))?;
+        builder = builder.proxy(proxy);
+    }
+    builder = builder
+        .organise_by(match global.organise_by {
+            Organise::CaptureDate => OrganiseBy::CaptureDate,
+            Organise::UploadDate => OrganiseBy::UploadDate,
+        })
+        .volume_patience(Duration::from_secs(
+            u64::from(global.volume_patience) * 3600,
+        ));
     Ok(builder.open().await?)
 }
 

@@ -191,6 +191,10 @@ async fn against(
         log: global.log.clone(),
         json: global.json,
         transfers: global.transfers,
+        organise_by: global.organise_by,
+        volume_patience: global.volume_patience,
+        // Everything is on this machine.
+        proxy: Some("none".to_owned()),
     };
     let uplink = session::open(&settings, Need::Service).await?;
     let worked = work(&uplink, simulator, terminal, interrupt, files).await;
