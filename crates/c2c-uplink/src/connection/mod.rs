@@ -266,7 +266,8 @@ impl Connection {
                 _ => return,
             },
         };
-        self.last_call.store(self.time.boot().0, Ordering::Relaxed);
+        // The service counts from when the request arrived, which was not before it was sent.
+        self.last_call.store(sent.0, Ordering::Relaxed);
         if let Err(error) = self.time.note_date(date, sent).await {
             tracing::warn!("the service's time could not be stored: {error}");
         }
