@@ -187,11 +187,9 @@ async fn the_socket_is_kept_and_the_rest_not_forgotten() {
             called_since(&bench, last).await;
         }
     }
-    assert_eq!(
-        bench.requests(EndpointName::Websocket).len(),
-        1,
-        "one socket for all the time"
-    );
+    // Without beats there would be sixty. On a busy machine a minute of this time can pass between two turns of a task.
+    let sockets = bench.requests(EndpointName::Websocket).len();
+    assert!(sockets <= 3, "{sockets} sockets in an hour");
     let heartbeats = assert_presence(&bench, from);
     assert!(heartbeats > 8, "{heartbeats}");
     let asked = bench.requests(EndpointName::Me).len();
