@@ -108,13 +108,21 @@ pub fn decide(fault: &Fault, at: &Situation) -> Judged {
         Fault::NotUnderstood { .. } if number < 2 => counted(at, TRIES, CAP),
         Fault::NotUnderstood { .. } => give_up(at),
         Fault::BadRequest => Verdict::Fail.into(),
-        Fault::PartsRefused => Judged {
-            verdict: Verdict::Again {
+        Fault::PartsRefused => {
+            // Without `parts` it is another request; on a final try, preparing that is not the try itself.
+            let again = Verdict::Again {
                 after: backoff(1, BASE, CAP, at.jitter),
-                counted: true,
-            },
-            drop_parts: true,
-        },
+                counted: !at.attempt.final_try,
+            };
+            Judged {
+                verdict: if number < TRIES {
+                    again
+                } else {
+                    exhausted(at).verdict
+                },
+                drop_parts: true,
+            }
+        }
         Fault::RateLimited(asked) => {
             // Not counted, so the number of the try does not grow; the shared pace doubles the wait.
             let least = Duration::from_secs(1).max(asked_wait(asked, at.now));
