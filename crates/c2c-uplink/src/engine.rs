@@ -52,6 +52,8 @@ pub(crate) struct Engine {
     pub(crate) process: String,
     /// 402: no registrations while this is set.
     pub(crate) account_limit: AtomicBool,
+    /// The files of what is held were looked at in this run: what came back while nobody ran is known by now.
+    pub(crate) looked: AtomicBool,
     /// File systems that do not answer.
     pub(crate) hung: Hung,
     /// Addresses that this unit just lost: connections from them are dead.

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use c2c_queue::{
@@ -57,7 +58,11 @@ async fn round(engine: &Engine, looker: &mut Looker) -> Result<(), QueueError> {
         }
     }
     looker.open = open;
-    looker.look(engine).await
+    looker.look(engine).await?;
+    if !engine.looked.swap(true, Ordering::AcqRel) {
+        engine.settled.notify_waiters();
+    }
+    Ok(())
 }
 
 /// Goes around the unfinished media, a page at a time: is the file of each still there, and the same?

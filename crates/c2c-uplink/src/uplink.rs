@@ -241,6 +241,14 @@ impl Uplink {
 
     /// Whether a held media goes on by itself in a moment, or has just gone on.
     async fn waits_by_itself(&self) -> Result<bool, UplinkError> {
+        // A card that came back while nobody ran is noticed by the first look.
+        if !self
+            .engine
+            .looked
+            .load(std::sync::atomic::Ordering::Acquire)
+        {
+            return Ok(true);
+        }
         let unfinished = vec![
             MediaState::Queued,
             MediaState::Registering,
@@ -591,6 +599,7 @@ impl UplinkBuilder {
             stop,
             process,
             account_limit: AtomicBool::new(false),
+            looked: AtomicBool::new(false),
             hung: Default::default(),
             addresses_lost: tokio::sync::watch::Sender::default(),
             jitter: std::sync::Mutex::new(fastrand::Rng::with_seed(seed)),
