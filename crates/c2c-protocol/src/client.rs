@@ -79,6 +79,7 @@ impl Client {
                 resolve: config.resolve,
                 connect_timeout: config.connect_timeout,
                 interface: config.interface,
+                tuning: Arc::new(config.tuning),
                 proxies: Proxies::new(config.proxy),
             },
         };
@@ -447,7 +448,47 @@ impl Client {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         self.shared
-            .put(url, filetype, length, Outgoing::new(body, length), meter)
+            .put(
+                url,
+                filetype,
+                length,
+                Outgoing::new(body, length),
+                meter,
+                false,
+            )
+            .await
+    }
+
+    /// The same, but asks the storage first whether it wants the chunk (`Expect: 100-continue`), and begins to send it
+    /// after its word, or after 3 s without one.
+    ///
+    /// It costs a round trip. It is for a chunk whose connection was reset for no visible reason: a storage that refuses
+    /// early and closes at once may look like a bad network, because the reset overtakes the answer.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Client::put_chunk`].
+    pub async fn put_chunk_asking_first<B>(
+        &self,
+        url: &UploadUrl,
+        filetype: &str,
+        length: u64,
+        body: B,
+        meter: &Arc<Meter>,
+    ) -> Result<ChunkAnswer, Error>
+    where
+        B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        self.shared
+            .put(
+                url,
+                filetype,
+                length,
+                Outgoing::new(body, length),
+                meter,
+                true,
+            )
             .await
     }
 

@@ -12,6 +12,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
 use crate::proxy::Proxy;
+use crate::tuning::Tuning;
 use crate::upload_url::{bare_host, is_loopback};
 
 /// The production API.
@@ -40,6 +41,8 @@ pub struct ClientConfig {
     pub interface: Option<String>,
     /// The proxy on the way to the API and the storage; that of the environment by default.
     pub proxy: Proxy,
+    /// How the connections are tuned.
+    pub tuning: Tuning,
 }
 
 impl Default for ClientConfig {
@@ -55,6 +58,7 @@ impl Default for ClientConfig {
             user_agent: concat!("c2c-uplink/", env!("CARGO_PKG_VERSION")).to_owned(),
             interface: None,
             proxy: Proxy::Environment,
+            tuning: Tuning::default(),
         }
     }
 }

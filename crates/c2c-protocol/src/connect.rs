@@ -9,30 +9,30 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls_pki_types::ServerName;
-use socket2::{SockRef, TcpKeepalive};
+#[cfg(any(target_os = "linux", target_os = "android"))]
+use socket2::SockRef;
 use tokio::net::{TcpSocket, lookup_host};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 
 use crate::config::ResolveOverride;
 use crate::error::{Stage, TransportError};
 use crate::proxy::{Kind, Proxies, ProxyUrl, ProxyUrlError};
+use crate::secure::TlsIo;
 use crate::socket::TcpIo;
 use crate::tls::handshake_failed;
+use crate::tuning::Tuning;
 use crate::tunnel::{self, Behind, TunnelError};
 
 /// How long an address may stay silent before the next one is tried beside it.
 const HEAD_START: Duration = Duration::from_millis(300);
-/// How long sent bytes may stay unconfirmed before the kernel gives the connection up.
-const USER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Makes connections.
 pub(crate) struct Connector {
     pub(crate) resolve: Vec<ResolveOverride>,
     pub(crate) connect_timeout: Duration,
     pub(crate) interface: Option<String>,
+    pub(crate) tuning: Arc<Tuning>,
     pub(crate) proxies: Proxies,
     pub(crate) tls: Arc<rustls::ClientConfig>,
 }
@@ -143,14 +143,10 @@ impl Connector {
     }
 
     /// Makes a connection secure. The certificate must be valid for `host`.
-    pub(crate) async fn secure(
-        &self,
-        host: &str,
-        tcp: TcpIo,
-    ) -> Result<TlsStream<TcpIo>, TransportError> {
+    pub(crate) async fn secure(&self, host: &str, tcp: TcpIo) -> Result<TlsIo, TransportError> {
         let name = ServerName::try_from(host.to_owned())
             .map_err(|error| TransportError::unsent(Stage::TlsCertificate, error))?;
-        let handshake = TlsConnector::from(Arc::clone(&self.tls)).connect(name, tcp);
+        let handshake = TlsIo::connect(Arc::clone(&self.tls), name, tcp);
         match timeout(self.connect_timeout, handshake).await {
             Ok(Ok(stream)) => Ok(stream),
             Ok(Err(error)) => Err(handshake_failed(error)),
@@ -202,8 +198,9 @@ impl Connector {
         loop {
             if running.is_empty() || Instant::now() >= next_start {
                 if let Some(address) = waiting.next() {
-                    let interface = self.interface.clone();
-                    running.spawn(async move { open(address, interface.as_deref()).await });
+                    let (interface, tuning) = (self.interface.clone(), Arc::clone(&self.tuning));
+                    running
+                        .spawn(async move { open(address, interface.as_deref(), &tuning).await });
                     next_start = Instant::now() + HEAD_START;
                 } else if running.is_empty() {
                     let error = last_error
@@ -244,35 +241,19 @@ pub(crate) fn timed_out(what: &str, after: Duration) -> io::Error {
     )
 }
 
-async fn open(address: SocketAddr, interface: Option<&str>) -> io::Result<TcpIo> {
+async fn open(address: SocketAddr, interface: Option<&str>, tuning: &Tuning) -> io::Result<TcpIo> {
     let socket = if address.is_ipv4() {
         TcpSocket::new_v4()
     } else {
         TcpSocket::new_v6()
     }?;
-    {
-        let options = SockRef::from(&socket);
-        options.set_tcp_nodelay(true)?;
-        // Finds a silent peer while no data is on the way, also behind a NAT that forgets quickly.
-        let keepalive = TcpKeepalive::new().with_time(Duration::from_secs(20));
-        #[cfg(not(any(
-            target_os = "openbsd",
-            target_os = "haiku",
-            target_os = "redox",
-            target_os = "solaris"
-        )))]
-        let keepalive = keepalive.with_interval(Duration::from_secs(5));
-        options.set_tcp_keepalive(&keepalive)?;
-        #[cfg(any(target_os = "linux", target_os = "android"))]
-        {
-            options.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
-            if let Some(interface) = interface {
-                options.bind_device(Some(interface.as_bytes()))?;
-            }
-        }
-        #[cfg(not(any(target_os = "linux", target_os = "android")))]
-        let _ = (interface, USER_TIMEOUT);
+    tuning.apply(&socket, address.ip().is_loopback())?;
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    if let Some(interface) = interface {
+        SockRef::from(&socket).bind_device(Some(interface.as_bytes()))?;
     }
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    let _ = interface;
     Ok(TcpIo::new(socket.connect(address).await?, address))
 }
 

@@ -7,10 +7,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue, Method, Request, Response, header};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use secrecy::zeroize::Zeroizing;
+use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use crate::answers::ChunkAnswer;
@@ -34,6 +35,9 @@ const REFUSAL_BODY_WAIT: Duration = Duration::from_secs(5);
 const STORAGE_PATIENCE: Duration = Duration::from_secs(4);
 /// The same for the API.
 const API_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long the storage may take to say that it wants a chunk.
+const WORD_WAIT: Duration = Duration::from_secs(3);
 
 const CLIENT_VERSION: HeaderName = HeaderName::from_static("x-client-version");
 const ACL: HeaderName = HeaderName::from_static("x-amz-acl");
@@ -175,8 +179,9 @@ impl Wire {
         url: &UploadUrl,
         filetype: &str,
         length: u64,
-        (body, taken): (Outgoing, Arc<Taken>),
+        (mut body, taken): (Outgoing, Arc<Taken>),
         meter: &Arc<Meter>,
+        ask_first: bool,
     ) -> Result<ChunkAnswer, Error> {
         let endpoint = Endpoint::PutChunk;
         // The bearer token does not go there, and neither does a chunk: nothing good would hand out such a URL.
@@ -192,9 +197,28 @@ impl Wire {
             port: url.port(),
             https: url.is_https(),
         };
+        let word = ask_first.then(|| {
+            let word = Arc::new(Notify::new());
+            let given = Arc::clone(&word);
+            body.wait_for(Box::pin(async move {
+                // A storage that does not know the question says nothing.
+                let _ = timeout(WORD_WAIT, given.notified()).await;
+            }));
+            word
+        });
         let mut request = self
             .put_request(url, &origin, filetype, length, body)
             .map_err(|error| Error::new(endpoint, error))?;
+        if let Some(word) = word {
+            request
+                .headers_mut()
+                .insert(header::EXPECT, HeaderValue::from_static("100-continue"));
+            hyper::ext::on_informational(&mut request, move |response| {
+                if response.status() == StatusCode::CONTINUE {
+                    word.notify_one();
+                }
+            });
+        }
         let mut fresh = false;
         let exchange = loop {
             match self.exchange(&origin, request, &taken, fresh, meter).await {

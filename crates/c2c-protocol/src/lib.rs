@@ -26,8 +26,10 @@ mod presence;
 mod proxy;
 mod refusal;
 mod requests;
+mod secure;
 mod socket;
 mod tls;
+mod tuning;
 mod tunnel;
 mod upload_url;
 
@@ -53,4 +55,5 @@ pub use refusal::{DetailedError, RateLimit, Refusal, RefusalBody, RetryAfter};
 pub use requests::{CreateAsset, CreateRealtimeAsset, RealtimePart, RealtimeParts, SCOPE};
 pub use secrecy::{ExposeSecret, SecretString};
 pub use tls::install_crypto_provider;
+pub use tuning::{Congestion, Transport, Tuning};
 pub use upload_url::{UploadUrl, UploadUrlError};

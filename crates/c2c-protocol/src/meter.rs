@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::socket::SocketFacts;
+use crate::tuning::Transport;
 
 /// Counts the bytes of one request while it runs. Make one per request and share it with the client.
 ///
@@ -22,6 +23,8 @@ struct State {
     running: Option<(Arc<SocketFacts>, u64)>,
     handed_over: u64,
     acknowledged: u64,
+    on_wire: u64,
+    holds_back: bool,
     reused: Option<bool>,
     peer: Option<SocketAddr>,
     local: Option<SocketAddr>,
@@ -57,6 +60,40 @@ impl Meter {
         let mut state = self.state();
         state.refresh();
         state.acknowledged
+    }
+
+    /// Bytes of this request that left this machine for the first time: what was handed over without what still waits in
+    /// the kernel. Where the system cannot tell, the same as [`Meter::handed_over`].
+    #[must_use]
+    pub fn on_wire(&self) -> u64 {
+        let mut state = self.state();
+        state.refresh();
+        if let Some((facts, _)) = &state.running {
+            let unsent = facts.transport().map_or(0, |told| told.unsent);
+            state.on_wire = state
+                .on_wire
+                .max(state.handed_over.saturating_sub(unsent))
+                .max(state.acknowledged);
+        }
+        state.on_wire
+    }
+
+    /// What the kernel knows about the connection of this request; `None` before it has one, after its end, and where
+    /// the system does not tell.
+    #[must_use]
+    pub fn transport(&self) -> Option<Transport> {
+        let state = self.state();
+        let (facts, _) = state.running.as_ref()?;
+        facts.transport()
+    }
+
+    /// Whether bytes of this request wait between its body and the kernel.
+    pub(crate) fn holds_back(&self) -> bool {
+        let state = self.state();
+        match &state.running {
+            Some((facts, _)) => facts.holds_back(),
+            None => state.holds_back,
+        }
     }
 
     /// Whether the request runs on a connection that had served one before; `None` until it has a connection.
@@ -106,6 +143,10 @@ impl Drop for MeterGuard {
     fn drop(&mut self) {
         let mut state = self.meter.state();
         state.refresh();
-        state.running = None;
+        state.on_wire = state.on_wire.max(state.acknowledged);
+        state.holds_back = state
+            .running
+            .take()
+            .is_some_and(|(facts, _)| facts.holds_back());
     }
 }

@@ -187,7 +187,9 @@ impl Taken {
     /// Every promised byte was taken, and the kernel has them. (The head counts too; a body that lacks only as much as
     /// the head is long passes for complete.)
     pub(crate) fn all_sent(&self, meter: &Meter) -> bool {
-        self.finished.load(Ordering::Acquire) && meter.handed_over() >= self.length
+        self.finished.load(Ordering::Acquire)
+            && !meter.holds_back()
+            && meter.handed_over() >= self.length
     }
 
     /// The body gave an error, or too few or too many bytes.
@@ -202,7 +204,11 @@ pub(crate) struct Outgoing {
     length: u64,
     left: u64,
     taken: Arc<Taken>,
+    gate: Option<Gate>,
 }
+
+/// What a body waits for before its first byte.
+pub(crate) type Gate = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// The body does not keep its promise.
 #[derive(Debug, thiserror::Error)]
@@ -231,9 +237,15 @@ impl Outgoing {
                 length,
                 left: length,
                 taken: Arc::clone(&taken),
+                gate: None,
             },
             taken,
         )
+    }
+
+    /// Gives nothing before `gate` is open.
+    pub(crate) fn wait_for(&mut self, gate: Gate) {
+        self.gate = Some(gate);
     }
 
     fn fail(&mut self, error: impl Into<BoxError>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
@@ -250,6 +262,10 @@ impl Body for Outgoing {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if let Some(gate) = &mut self.gate {
+            std::task::ready!(gate.as_mut().poll(cx));
+            self.gate = None;
+        }
         loop {
             if self.left == 0 {
                 return Poll::Ready(None);

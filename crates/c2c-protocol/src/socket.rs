@@ -20,6 +20,8 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::tuning::{self, Transport};
+
 /// A connected socket.
 #[derive(Debug)]
 pub(crate) struct TcpIo {
@@ -33,8 +35,11 @@ pub(crate) struct TcpIo {
 pub(crate) struct SocketFacts {
     tcp: Weak<TcpStream>,
     written: AtomicU64,
+    /// Bytes that the layer above has taken from its caller and not given to the kernel yet.
+    held_back: AtomicU64,
     peer: SocketAddr,
     local: Option<SocketAddr>,
+    loss_based: bool,
 }
 
 impl TcpIo {
@@ -43,8 +48,10 @@ impl TcpIo {
         let facts = Arc::new(SocketFacts {
             tcp: Arc::downgrade(&tcp),
             written: AtomicU64::new(0),
+            held_back: AtomicU64::new(0),
             peer,
             local: tcp.local_addr().ok(),
+            loss_based: tuning::loss_based(&tcp),
         });
         Self {
             tcp,
@@ -55,6 +62,11 @@ impl TcpIo {
 
     pub(crate) fn facts(&self) -> Arc<SocketFacts> {
         Arc::clone(&self.facts)
+    }
+
+    /// Notes how much the layer above holds back.
+    pub(crate) fn hold_back(&self, count: usize) {
+        self.facts.held_back.store(count as u64, Ordering::Release);
     }
 
     fn poll_write_with(
@@ -95,6 +107,11 @@ impl SocketFacts {
         self.written.load(Ordering::Relaxed)
     }
 
+    /// Whether bytes wait between their sender and the kernel.
+    pub(crate) fn holds_back(&self) -> bool {
+        self.held_back.load(Ordering::Acquire) > 0
+    }
+
     pub(crate) fn peer(&self) -> SocketAddr {
         self.peer
     }
@@ -109,6 +126,12 @@ impl SocketFacts {
     pub(crate) fn unacknowledged(&self) -> Option<u64> {
         let tcp = self.tcp.upgrade()?;
         send_queue(&tcp)
+    }
+
+    /// What the kernel knows about the connection; `None` once it is gone, or where the system does not tell.
+    pub(crate) fn transport(&self) -> Option<Transport> {
+        let tcp = self.tcp.upgrade()?;
+        tuning::transport(&tcp, self.loss_based)
     }
 
     /// Whether the idle connection is still open and silent. Anything to read from it, the end included, means that
