@@ -25,7 +25,7 @@ use crate::settings::Settings;
 use crate::settle::{Effect, Fault, Situation, decide};
 use crate::source::Hung;
 use crate::time::TimeKeeper;
-use crate::transfer::Airgate;
+use crate::transfer::{Airgate, Slots};
 
 /// Everything that is shared.
 #[derive(Debug)]
@@ -39,6 +39,10 @@ pub(crate) struct Engine {
     pub(crate) connection: Arc<Connection>,
     pub(crate) airgate: Arc<Airgate>,
     pub(crate) board: Arc<Board>,
+    /// How many transfers may run.
+    pub(crate) slots: Arc<Slots>,
+    /// No chunk is ready: what the transfers do now says nothing about the link.
+    pub(crate) idle_transfers: AtomicBool,
     pub(crate) events: broadcast::Sender<Event>,
     /// Something changed that may give a waiting worker work.
     pub(crate) wake: Notify,

@@ -75,6 +75,22 @@ pub(crate) fn read_exact_at(
     }
 }
 
+/// Reads at `offset` what is in memory already, without waiting for a disk; how many bytes that were, from the start. 0 as well
+/// where the system or the file system cannot tell.
+pub(crate) fn read_cached_at(file: &std::fs::File, buffer: &mut [u8], offset: u64) -> usize {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::io::{ReadWriteFlags, preadv2};
+        let mut into = [std::io::IoSliceMut::new(buffer)];
+        preadv2(file, &mut into, offset, ReadWriteFlags::NOWAIT).unwrap_or(0)
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = (file, buffer, offset);
+        0
+    }
+}
+
 /// Whether the file system under `path` keeps the number of a file. FAT and many network file systems make one up each time.
 pub(crate) fn keeps_file_ids(path: &Path) -> bool {
     platform::keeps_file_ids(path)

@@ -27,7 +27,7 @@ mod transfer;
 mod upkeep;
 mod uplink;
 
-pub use c2c_protocol::{Proxy, ProxyUrl, ResolveOverride};
+pub use c2c_protocol::{Congestion, Proxy, ProxyUrl, ResolveOverride, Tuning};
 pub use c2c_queue as queue;
 pub use connection::{Pairing, PairingStep, Standing};
 pub use error::UplinkError;

@@ -1,8 +1,9 @@
 //! From a queued media to an asset with chunk URLs.
 
+use std::collections::HashSet;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use c2c_protocol::{Asset, ChunkPlan, CreateAsset, ErrorKind, Reached, SecretString};
@@ -10,6 +11,7 @@ use c2c_queue::{
     BootTime, CaptureSource, Claim, Media, MediaId, NewAsset, NewChunk, Operation, QueueError,
     RegistrationClaim, Scope,
 };
+use tokio::task::JoinSet;
 
 use crate::connection::{NoToken, Why};
 use crate::crash;
@@ -26,29 +28,63 @@ const GRACE: Duration = Duration::from_secs(3);
 /// While the account is over its limits, one registration is tried this often.
 const ACCOUNT_PROBE: Duration = Duration::from_secs(600);
 
-/// The one registration worker: registers media, a bounded number of chunks ahead of the senders, until the shutdown.
+/// Registrations under way at once: enough that none waits for another's round trip, also over a satellite.
+const AT_ONCE: usize = 4;
+
+/// What the registrations under way share.
+struct Shared {
+    pace: Mutex<Pace>,
+    /// Media whose create was refused for its token, with no other accepted since.
+    refused: Mutex<HashSet<MediaId>>,
+}
+
+impl Shared {
+    fn pace(&self) -> MutexGuard<'_, Pace> {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn refused(&self) -> MutexGuard<'_, HashSet<MediaId>> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Registers media, a few at once and a bounded number of chunks ahead of the senders, until the shutdown.
 pub(crate) async fn work(engine: Arc<Engine>) {
     let holder = engine.holder("register");
-    let mut pace = Pace::new(engine.settings.creates_per_second);
-    // The media whose create was the last to be refused for its token.
-    let mut refused = None;
+    let shared = Arc::new(Shared {
+        pace: Mutex::new(Pace::new(engine.settings.creates_per_second)),
+        refused: Mutex::default(),
+    });
+    let mut under_way = JoinSet::new();
     while engine.open_gate().await {
+        while under_way.try_join_next().is_some() {}
+        // While the account is over its limits, one is tried alone.
+        let at_once = match engine.account_limit.load(Ordering::Relaxed) {
+            true => 1,
+            false => AT_ONCE,
+        };
+        if under_way.len() >= at_once {
+            under_way.join_next().await;
+            continue;
+        }
         let mut wake = pin!(engine.wake.notified());
         wake.as_mut().enable();
         if engine.account_limit.load(Ordering::Relaxed) {
             tokio::select! {
-                _ = engine.stop.cancelled() => return,
+                _ = engine.stop.cancelled() => break,
                 _ = engine.clock.sleep(ACCOUNT_PROBE) => {}
                 // Somebody asked to look again.
                 _ = engine.nudged.notified() => {}
             }
         }
-        let wait = pace.wait(engine.clock.boot().0);
+        let wait = shared.pace().wait(engine.clock.boot().0);
         if !wait.is_zero() {
             tokio::select! {
-                _ = engine.stop.cancelled() => return,
+                _ = engine.stop.cancelled() => break,
                 _ = engine.clock.sleep(wait) => {}
             }
+            // One under way may have learned of a longer wait.
+            continue;
         }
         let Some(pass) = engine.airgate.enter().await else {
             continue;
@@ -64,10 +100,13 @@ pub(crate) async fn work(engine: Arc<Engine>) {
         {
             Ok(Claim::Got(claim)) => {
                 crash::point("register.claimed");
-                pace.used(engine.clock.boot().0);
+                shared.pace().used(engine.clock.boot().0);
                 let checkout = Checkout::of(&claim.lease, &claim.media, claim.attempt);
-                let work = handle(&engine, *claim, pass, &mut pace, &mut refused);
-                engine.guard(checkout, Operation::Register, work).await;
+                let (engine, shared) = (engine.clone(), shared.clone());
+                under_way.spawn(async move {
+                    let work = handle(&engine, *claim, pass, &shared);
+                    engine.guard(checkout, Operation::Register, work).await;
+                });
             }
             Ok(Claim::Later(wait)) => {
                 drop(pass);
@@ -77,10 +116,12 @@ pub(crate) async fn work(engine: Arc<Engine>) {
                 drop(pass);
                 engine.idle(wake, None).await;
             }
-            Err(QueueError::Closed) => return,
+            Err(QueueError::Closed) => break,
             Err(error) => engine.store_trouble(&error).await,
         }
     }
+    // They know of the shutdown; an answer that is on its way gets a moment.
+    while under_way.join_next().await.is_some() {}
 }
 
 /// How an attempt ended.
@@ -97,11 +138,10 @@ async fn handle(
     engine: &Engine,
     claim: RegistrationClaim,
     pass: Pass,
-    pace: &mut Pace,
-    refused: &mut Option<MediaId>,
+    shared: &Shared,
 ) -> Result<(), QueueError> {
     let (lease, media, number) = (claim.lease.clone(), claim.media.clone(), claim.attempt);
-    match attempt(engine, &claim, &pass, pace).await? {
+    match attempt(engine, &claim, &pass, shared).await? {
         Attempted::Created(asset) => {
             crash::point("register.answered");
             let store = || engine.queue.asset_created(&lease, (*asset).clone());
@@ -114,7 +154,7 @@ async fn handle(
                 Err(error) => return Err(error),
             }
             crash::point("register.stored");
-            *refused = None;
+            shared.refused().clear();
             engine.account_limit.store(false, Ordering::Relaxed);
             engine.emit(Event::Registered {
                 media: media.id,
@@ -126,7 +166,7 @@ async fn handle(
             Ok(())
         }
         Attempted::Trouble(trouble) => {
-            pace.trouble(&trouble.fault, engine.clock.boot().0);
+            shared.pace().trouble(&trouble.fault, engine.clock.boot().0);
             // An answer about the media itself tells that the account is not what is wrong.
             if matches!(trouble.fault.scope(), Scope::Refusal | Scope::Request) {
                 engine.account_limit.store(false, Ordering::Relaxed);
@@ -143,9 +183,9 @@ async fn handle(
         }
         Attempted::Refused(token) => {
             // A fresh token, confirmed since, and refused for this media again: it is not the token.
-            let fault = match refused.replace(media.id) {
-                Some(before) if before == media.id => Fault::Forbidden,
-                _ => Fault::Unauthorized,
+            let fault = match shared.refused().insert(media.id) {
+                true => Fault::Unauthorized,
+                false => Fault::Forbidden,
             };
             let renew = fault == Fault::Unauthorized;
             engine
@@ -159,7 +199,7 @@ async fn handle(
             match engine.connection.refresh(&token, Why::Refused).await {
                 Ok(_) => Ok(()),
                 Err(NoToken::Lost | NoToken::NotNow) => {
-                    *refused = None;
+                    shared.refused().clear();
                     Ok(())
                 }
                 Err(NoToken::Store(error)) => Err(error),
@@ -176,7 +216,7 @@ async fn attempt(
     engine: &Engine,
     claim: &RegistrationClaim,
     pass: &Pass,
-    pace: &mut Pace,
+    shared: &Shared,
 ) -> Result<Attempted, QueueError> {
     // Until something is sent it may be left at any moment, whatever it waits for.
     let prepared = tokio::select! {
@@ -184,7 +224,7 @@ async fn attempt(
         _ = pass.cancelled() => return Ok(Attempted::Abandoned),
     };
     match prepared {
-        Ok(ready) => create(engine, &claim.media, pass, pace, ready).await,
+        Ok(ready) => create(engine, &claim.media, pass, shared, ready).await,
         Err(ended) => Ok(ended),
     }
 }
@@ -301,7 +341,7 @@ async fn create(
     engine: &Engine,
     media: &Media,
     pass: &Pass,
-    pace: &mut Pace,
+    shared: &Shared,
     ready: Ready,
 ) -> Result<Attempted, QueueError> {
     let Ready {
@@ -350,7 +390,9 @@ async fn create(
     engine.connection.note_call(&answered, sent_at).await;
     match answered {
         Ok(answered) => {
-            pace.learn(answered.rate_limit.as_ref(), engine.clock.boot().0);
+            shared
+                .pace()
+                .learn(answered.rate_limit.as_ref(), engine.clock.boot().0);
             let said = says_offset.then(|| said.load(Ordering::Relaxed));
             Ok(created(engine, answered.value, size, said))
         }

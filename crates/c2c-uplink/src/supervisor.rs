@@ -28,12 +28,9 @@ impl Supervisor {
             tasks: JoinSet::new(),
         };
         let pool = Arc::<BufferPool>::default();
-        for number in 0..engine.settings.transfers.count() {
-            let pool = pool.clone();
-            supervisor.keep("transfer", move |engine| {
-                transfer::work(engine, pool.clone(), number)
-            });
-        }
+        supervisor.keep("transfer", move |engine| {
+            transfer::work(engine, pool.clone())
+        });
         supervisor.keep("register", register::work);
         supervisor.keep("upkeep", upkeep::look_after);
         supervisor.keep("seal", upkeep::seal);

@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use c2c_protocol::{
-    Client, ClientConfig, Proxy, ResolveOverride, SecretString, Trust, load_ca_file,
+    Client, ClientConfig, Congestion, Proxy, ResolveOverride, SecretString, Trust, Tuning,
+    load_ca_file,
 };
 use c2c_queue::{
     Added, Clock, Hold, Identity, MediaState, Queue, QueueStatus, Receipt, SqliteOptions,
@@ -27,7 +28,7 @@ use crate::progress::{ActiveMedia, Progress};
 use crate::settings::{OrganiseBy, RestartSignal, Settings, Transfers};
 use crate::supervisor::Supervisor;
 use crate::time::TimeKeeper;
-use crate::transfer::Airgate;
+use crate::transfer::{Airgate, Slots};
 
 /// Who this unit is to the service.
 #[derive(Clone, Debug)]
@@ -414,6 +415,18 @@ impl UplinkBuilder {
         self
     }
 
+    /// Which congestion control the connections use, where the system lets a program choose.
+    pub fn congestion(mut self, congestion: Congestion) -> UplinkBuilder {
+        self.api.tuning.congestion = congestion;
+        self
+    }
+
+    /// How the connections are tuned; replaces what [`UplinkBuilder::congestion`] said.
+    pub fn tuning(mut self, tuning: Tuning) -> UplinkBuilder {
+        self.api.tuning = tuning;
+        self
+    }
+
     /// Which day's folder media appear in. [`OrganiseBy::UploadDate`] gives up the protection by pauses.
     pub fn organise_by(mut self, organise_by: OrganiseBy) -> UplinkBuilder {
         self.settings.organise_by = organise_by;
@@ -582,6 +595,7 @@ impl UplinkBuilder {
         let connection = Arc::new(connection.await?);
         let seed = seed.unwrap_or_else(|| fastrand::u64(..));
         let engine = Engine {
+            slots: Arc::new(Slots::new(settings.transfers.count())),
             settings,
             queue,
             client,
@@ -591,6 +605,7 @@ impl UplinkBuilder {
             connection,
             airgate,
             board: Arc::default(),
+            idle_transfers: AtomicBool::new(true),
             events,
             wake: Notify::new(),
             nudged: Notify::new(),

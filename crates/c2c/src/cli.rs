@@ -7,6 +7,8 @@ use c2c_queue::MediaState;
 use clap::{Args, Parser, Subcommand};
 use secrecy::SecretString;
 
+use crate::tuning::Tuning;
+
 const EXIT_CODES: &str = "\
 Exit codes:
     0  done; everything asked for was delivered
@@ -124,18 +126,6 @@ pub(crate) struct Global {
     #[arg(long, global = true, help_heading = "Global options")]
     pub(crate) json: bool,
 
-    /// Chunks to send at the same time: a number, or `auto`
-    #[arg(
-        long,
-        global = true,
-        env = "C2C_TRANSFERS",
-        value_name = "N",
-        default_value = "auto",
-        value_parser = transfers,
-        help_heading = "Global options"
-    )]
-    pub(crate) transfers: TransferCount,
-
     /// Which day's folder media appear in: that of the capture, or that of the upload. `upload-date` gives up the
     /// protection by pauses: Frame.io can no longer tell what was captured while the channel was paused, and media of
     /// an earlier pause is uploaded
@@ -172,6 +162,9 @@ pub(crate) struct Global {
         help_heading = "Global options"
     )]
     pub(crate) proxy: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) tuning: Tuning,
 }
 
 /// Which day's folder media appear in.
@@ -179,15 +172,6 @@ pub(crate) struct Global {
 pub(crate) enum Organise {
     CaptureDate,
     UploadDate,
-}
-
-/// How many chunks are sent at the same time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum TransferCount {
-    /// As many as the link rewards.
-    Auto,
-    /// This many.
-    Fixed(u16),
 }
 
 #[derive(Subcommand)]
@@ -380,16 +364,6 @@ fn secret(text: &str) -> Result<SecretString, String> {
     }
 }
 
-fn transfers(text: &str) -> Result<TransferCount, String> {
-    if text.eq_ignore_ascii_case("auto") {
-        return Ok(TransferCount::Auto);
-    }
-    match text.parse() {
-        Ok(number @ 1..=64) => Ok(TransferCount::Fixed(number)),
-        _ => Err("give a number from 1 to 64, or `auto`".to_owned()),
-    }
-}
-
 fn seconds(text: &str) -> Result<Duration, String> {
     match text.parse() {
         Ok(seconds @ 1..=31_536_000) => Ok(Duration::from_secs(seconds)),
@@ -459,7 +433,7 @@ mod tests {
         ]);
         let cli = cli.unwrap_or_else(|error| panic!("{error}"));
         assert!(cli.global.json);
-        assert_eq!(cli.global.transfers, TransferCount::Fixed(3));
+        assert_eq!(cli.global.tuning.transfers, c2c_uplink::Transfers::Fixed(3));
         let Command::Upload(upload) = cli.command else {
             panic!("another command")
         };

@@ -17,6 +17,7 @@ mod progress;
 mod reel;
 mod session;
 mod terminal;
+mod tuning;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use c2c_queue::{Queue, SqliteQueue, SystemClock};
-use c2c_uplink::{ClientSettings, OrganiseBy, Proxy, ResolveOverride, Transfers, Uplink};
+use c2c_uplink::{ClientSettings, OrganiseBy, Proxy, ResolveOverride, Uplink};
 use secrecy::SecretString;
 
-use crate::cli::{Global, Organise, TransferCount};
+use crate::cli::{Global, Organise};
 use crate::error::{Exit, Failure};
 
 /// What the work needs besides the queue.
@@ -59,11 +59,8 @@ pub(crate) async fn open(global: &Global, need: Need) -> Result<Uplink, Failure>
         .api_url(&global.api_url)
         // The protocol refuses plain HTTP to anything but loopback all the same.
         .allow_plain_loopback(global.api_url.starts_with("http://"))
-        .resolve(overrides)
-        .transfers(match global.transfers {
-            TransferCount::Auto => Transfers::Auto,
-            TransferCount::Fixed(count) => Transfers::Fixed(usize::from(count)),
-        });
+        .resolve(overrides);
+    builder = global.tuning.apply(builder);
     if let Some(file) = &global.ca_file {
         builder = builder.ca_file(file);
     }

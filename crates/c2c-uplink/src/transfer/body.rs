@@ -1,4 +1,4 @@
-//! A range of a file as a request body: read ahead by one buffer, hashed while read, in fixed memory.
+//! A range of a file as a request body: read in reused buffers, hashed while read, in fixed memory.
 
 use std::fs::File;
 use std::future::Future;
@@ -10,9 +10,10 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use md5::{Digest, Md5};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
-use crate::host::read_exact_at;
+use crate::host;
 
 /// Large enough to amortise a system call, small enough to stay in the cache of one core.
 pub(crate) const BUFFER: usize = 256 * 1024;
@@ -67,29 +68,35 @@ impl Drop for Buffer {
 pub(crate) struct BodyState {
     error: Mutex<Option<io::Error>>,
     md5: Mutex<Option<String>>,
+    given: Notify,
 }
 
 impl BodyState {
     /// The read error that ended the request, if one did.
     pub(crate) fn take_error(&self) -> Option<io::Error> {
-        self.error
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
+        lock(&self.error).take()
     }
 
     /// The MD5 of everything that was read, once all of it was; hexadecimal.
     pub(crate) fn md5(&self) -> Option<String> {
-        self.md5
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        lock(&self.md5).clone()
     }
+
+    /// Waits until the connection has taken the last byte. For one waiter.
+    pub(crate) async fn given(&self) {
+        self.given.notified().await;
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 type Read = (io::Result<Buffer>, Option<Md5>);
 
 /// `length` bytes of a file from `start`. Made anew for each attempt.
+///
+/// What the page cache holds is read at once; only for the rest a thread is asked to wait for the disk.
 pub(crate) struct FileRange {
     file: Arc<File>,
     next: u64,
@@ -97,8 +104,6 @@ pub(crate) struct FileRange {
     pool: Arc<BufferPool>,
     hasher: Option<Md5>,
     reading: Option<JoinHandle<Read>>,
-    reading_length: u64,
-    unsent: u64,
     state: Arc<BodyState>,
 }
 
@@ -118,29 +123,33 @@ impl FileRange {
             pool,
             hasher: hash.then(Md5::new),
             reading: None,
-            reading_length: 0,
-            unsent: length,
             state: state.clone(),
         };
         if length == 0 {
             range.finish();
-        } else {
-            range.read_ahead();
         }
         (range, state)
     }
 
-    fn read_ahead(&mut self) {
-        let length = self.left.min(BUFFER as u64);
-        let (file, at) = (self.file.clone(), self.next);
+    /// Reads the next buffer: at once, or in a thread that may wait.
+    fn begin_read(&mut self) -> Option<Buffer> {
+        let length = self.left.min(BUFFER as u64) as usize;
         let mut buffer = self.pool.take();
+        buffer.length = length;
+        let at = self.next;
+        let ready = if self.hasher.is_none() {
+            host::read_cached_at(&self.file, &mut buffer.bytes[..length], at)
+        } else {
+            0
+        };
+        if ready == length {
+            return Some(buffer);
+        }
+        let file = self.file.clone();
         let mut hasher = self.hasher.take();
-        self.next += length;
-        self.left -= length;
-        self.reading_length = length;
         self.reading = Some(tokio::task::spawn_blocking(move || {
-            buffer.length = length as usize;
-            let read = read_exact_at(&file, &mut buffer.bytes[..length as usize], at);
+            let read =
+                host::read_exact_at(&file, &mut buffer.bytes[ready..length], at + ready as u64);
             if read.is_ok()
                 && let Some(hasher) = &mut hasher
             {
@@ -148,16 +157,14 @@ impl FileRange {
             }
             (read.map(|()| buffer), hasher)
         }));
+        None
     }
 
     fn finish(&mut self) {
         if let Some(hasher) = self.hasher.take() {
-            *self
-                .state
-                .md5
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner) = Some(hex::encode(hasher.finalize()));
+            *lock(&self.state.md5) = Some(hex::encode(hasher.finalize()));
         }
+        self.state.given.notify_one();
     }
 }
 
@@ -170,46 +177,51 @@ impl http_body::Body for FileRange {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
         let this = self.get_mut();
-        let Some(reading) = &mut this.reading else {
+        if this.left == 0 {
             return Poll::Ready(None);
+        }
+        let ready = match &mut this.reading {
+            None => this.begin_read(),
+            Some(_) => None,
         };
-        let joined = std::task::ready!(Pin::new(reading).poll(cx));
-        this.reading = None;
-        let read = match joined {
-            Ok((read, hasher)) => {
-                this.hasher = hasher;
-                read
+        let read = match (ready, &mut this.reading) {
+            (Some(buffer), _) => Ok(buffer),
+            (None, Some(reading)) => {
+                let joined = std::task::ready!(Pin::new(reading).poll(cx));
+                this.reading = None;
+                match joined {
+                    Ok((read, hasher)) => {
+                        this.hasher = hasher;
+                        read
+                    }
+                    Err(error) => Err(io::Error::other(error)),
+                }
             }
-            Err(error) => Err(io::Error::other(error)),
+            (None, None) => Err(io::Error::other("nothing is being read")),
         };
         match read {
             Ok(buffer) => {
-                this.unsent -= this.reading_length;
-                if this.left > 0 {
-                    this.read_ahead();
-                } else {
+                this.next += buffer.length as u64;
+                this.left -= buffer.length as u64;
+                if this.left == 0 {
                     this.finish();
                 }
                 Poll::Ready(Some(Ok(Frame::data(Bytes::from_owner(buffer)))))
             }
             Err(error) => {
                 let told = io::Error::new(error.kind(), error.to_string());
-                *this
-                    .state
-                    .error
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner) = Some(error);
+                *lock(&this.state.error) = Some(error);
                 Poll::Ready(Some(Err(told)))
             }
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.unsent == 0
+        self.left == 0
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.unsent)
+        SizeHint::with_exact(self.left)
     }
 }
 

@@ -2,13 +2,16 @@
 
 mod airgate;
 mod body;
+mod slots;
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use c2c_protocol::{ExposeSecret, Meter, UploadUrl};
 use c2c_queue::{ChunkClaim, ChunkProof, Claim, Operation, QueueError};
+use tokio::task::JoinSet;
 
 use crate::crash;
 use crate::engine::{Checkout, Engine, Trouble, server_words};
@@ -20,6 +23,7 @@ use crate::source;
 
 pub(crate) use airgate::{Airgate, Pass};
 pub(crate) use body::{BufferPool, FileRange};
+pub(crate) use slots::{Slot, Slots};
 
 /// How often a transfer in progress is looked at.
 const TICK: Duration = Duration::from_secs(1);
@@ -31,10 +35,16 @@ const URL_MARGIN: Duration = Duration::from_secs(60);
 /// of an attempt says. 3,125 bytes per second, half of 50 kbit/s, since several transfers share the line.
 const SLOWEST: u64 = 3_125;
 
-/// One transfer worker: claims chunks and sends them until the shutdown.
-pub(crate) async fn work(engine: Arc<Engine>, pool: Arc<BufferPool>, number: usize) {
-    let holder = engine.holder(&format!("transfer-{number}"));
+/// Claims chunks as long as there are slots, and sends each in a task of its own, until the shutdown.
+pub(crate) async fn work(engine: Arc<Engine>, pool: Arc<BufferPool>) {
+    let holder = engine.holder("transfer");
+    let mut flying = JoinSet::new();
     while engine.open_gate().await {
+        while flying.try_join_next().is_some() {}
+        let slot = tokio::select! {
+            _ = engine.stop.cancelled() => break,
+            slot = engine.slots.acquire() => slot,
+        };
         let mut wake = pin!(engine.wake.notified());
         wake.as_mut().enable();
         let Some(pass) = engine.airgate.enter().await else {
@@ -50,22 +60,30 @@ pub(crate) async fn work(engine: Arc<Engine>, pool: Arc<BufferPool>, number: usi
         {
             Ok(Claim::Got(claim)) => {
                 crash::point("chunk.claimed");
+                engine.idle_transfers.store(false, Ordering::Relaxed);
                 let checkout = Checkout::of(&claim.lease, &claim.media, claim.attempt);
-                let work = handle(&engine, &pool, *claim, pass);
-                engine.guard(checkout, Operation::Transfer, work).await;
+                let (engine, pool) = (engine.clone(), pool.clone());
+                flying.spawn(async move {
+                    let work = handle(&engine, &pool, *claim, pass, slot);
+                    engine.guard(checkout, Operation::Transfer, work).await;
+                });
             }
             Ok(Claim::Later(wait)) => {
-                drop(pass);
+                drop((pass, slot));
+                engine.idle_transfers.store(true, Ordering::Relaxed);
                 engine.idle(wake, Some(wait)).await;
             }
             Ok(Claim::Nothing) => {
-                drop(pass);
+                drop((pass, slot));
+                engine.idle_transfers.store(true, Ordering::Relaxed);
                 engine.idle(wake, None).await;
             }
-            Err(QueueError::Closed) => return,
+            Err(QueueError::Closed) => break,
             Err(error) => engine.store_trouble(&error).await,
         }
     }
+    // They know of the shutdown, and give back what they hold.
+    while flying.join_next().await.is_some() {}
 }
 
 /// How an attempt ended.
@@ -85,11 +103,12 @@ async fn handle(
     pool: &Arc<BufferPool>,
     claim: ChunkClaim,
     pass: Pass,
+    mut slot: Slot,
 ) -> Result<(), QueueError> {
     let _stay = &pass;
     // Whatever it waits for, even a dead disk, it leaves when it must.
     let ended = tokio::select! {
-        ended = attempt(engine, pool, &claim, &pass) => ended?,
+        ended = attempt(engine, pool, &claim, &pass, &mut slot) => ended?,
         _ = pass.cancelled() => Attempted::Abandoned { bytes_wasted: 0 },
     };
     let ChunkClaim {
@@ -147,6 +166,7 @@ async fn attempt(
     pool: &Arc<BufferPool>,
     claim: &ChunkClaim,
     pass: &Pass,
+    slot: &mut Slot,
 ) -> Result<Attempted, QueueError> {
     let ChunkClaim {
         lease,
@@ -213,10 +233,15 @@ async fn attempt(
         .attempt_limit
         .max(Duration::from_secs(chunk.length / SLOWEST));
     let (mut moved_at, mut moved, mut renewed_at) = (begun, 0u64, begun);
+    let mut given = false;
     let result = loop {
         tokio::select! {
             biased;
             result = &mut put => break result,
+            () = state.given(), if !given => {
+                given = true;
+                slot.handed_over();
+            }
             _ = pass.cancelled() => {
                 return Ok(Attempted::Abandoned { bytes_wasted: meter.acknowledged() });
             }

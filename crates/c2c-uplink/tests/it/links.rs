@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use c2c_simulator::{Effect, EndpointName, Fault, Simulator};
 use c2c_uplink::queue::{ChunkState, Clock, Event as Line, MediaId, MediaState};
-use c2c_uplink::{Event, LinkFault, LinkState, Uplink, UplinkBuilder};
+use c2c_uplink::{Event, LinkFault, LinkState, Transfers, Uplink, UplinkBuilder};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
@@ -342,7 +342,9 @@ async fn an_upload_host_that_is_out_of_reach_is_named() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_probe_looks_and_all_go_on_at_once() {
     let bench = Bench::paced(sim(), 400.0).await;
-    let uplink = bench.working().await;
+    let uplink = bench
+        .working_as(bench.uplink().transfers(Transfers::Fixed(4)))
+        .await;
     let mut events = uplink.events();
     let portal = Fault::new(EndpointName::Any, Effect::CaptivePortal);
     let portal = bench.sim.admin().add_fault(portal);
@@ -375,16 +377,17 @@ async fn one_probe_looks_and_all_go_on_at_once() {
         let finished = pair[0].finished_at.unwrap();
         assert!(finished <= pair[1].at, "two probes at once: {pair:?}");
     }
-    // Each chunk takes a minute now, so that all workers are seen at work together.
+    // Each chunk takes a minute now, so that all transfers are seen at work together: four that send, and four more that
+    // begin while those wait for their answers.
     let slow = Fault::new(
         EndpointName::PutChunk,
         Effect::Delay(Duration::from_secs(60)),
     );
-    bench.sim.admin().add_fault(slow.times(4));
+    bench.sim.admin().add_fault(slow.times(8));
     bench.sim.admin().remove_fault(portal);
     let status = idle(&uplink).await;
     assert_eq!(status.of(MediaState::Delivered).media, 12);
-    assert_eq!(bench.sim.admin().stats().puts_peak, 4);
+    assert_eq!(bench.sim.admin().stats().puts_peak, 8);
     for (n, file) in files.iter().enumerate() {
         bench.assert_delivered(&format!("{n}.mov"), file).await;
     }

@@ -190,7 +190,7 @@ async fn against(
         resolve: Vec::new(),
         log: global.log.clone(),
         json: global.json,
-        transfers: global.transfers,
+        tuning: global.tuning.clone(),
         organise_by: global.organise_by,
         volume_patience: global.volume_patience,
         // Everything is on this machine.
