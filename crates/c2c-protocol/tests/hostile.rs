@@ -455,6 +455,48 @@ async fn an_early_refusal_does_not_wait_for_the_body() {
     );
 }
 
+/// Asked first, a storage refuses without a byte of the chunk, and the connection is not used again; one that does not know the
+/// question gets the chunk after a moment; a word of consent starts it at once.
+#[tokio::test]
+async fn a_chunk_can_be_asked_for_first() {
+    const LENGTH: usize = 1024 * 1024;
+    let consent = b"HTTP/1.1 100 Continue\r\n\r\n".to_vec();
+    let fine = answer(200, "ETag: \"x\"\r\n", "");
+    let refusal = answer(403, "", EXPIRED);
+    let steps = vec![
+        Step::EarlyAndReset(refusal),
+        Step::Consent(consent, fine.clone()),
+        Step::Answer(fine),
+    ];
+    let server = Server::start(steps).await;
+    let (url, client) = (server.url("/parts/1"), server.client());
+    let meter = Arc::new(Meter::default());
+    let ask = || client.put_chunk_asking_first(&url, "x/y", LENGTH as u64, body(LENGTH), &meter);
+
+    let error = ask().await.unwrap_err();
+    assert_eq!(error.refusal().unwrap().s3_code(), Some("AccessDenied"));
+    assert!(
+        meter.handed_over() < 4096,
+        "{} bytes were sent to a storage that refuses",
+        meter.handed_over()
+    );
+    let begun = std::time::Instant::now();
+    assert_eq!(ask().await.unwrap().etag.as_deref(), Some("x"));
+    let with_consent = begun.elapsed();
+    assert_eq!(ask().await.unwrap().etag.as_deref(), Some("x"));
+    let silent = begun.elapsed() - with_consent;
+    assert!(
+        silent >= std::time::Duration::from_secs(3) && with_consent < silent,
+        "{with_consent:?} with consent, {silent:?} without"
+    );
+    let seen = server.seen();
+    assert!(
+        seen.iter()
+            .all(|seen| seen.header("expect") == Some("100-continue"))
+    );
+    assert_eq!(seen.last().unwrap().body.len(), LENGTH);
+}
+
 #[tokio::test]
 async fn a_cut_while_sending_is_named_so() {
     const LENGTH: usize = 32 * 1024 * 1024;

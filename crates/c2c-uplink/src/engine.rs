@@ -25,7 +25,7 @@ use crate::settings::Settings;
 use crate::settle::{Effect, Fault, Situation, decide};
 use crate::source::Hung;
 use crate::time::TimeKeeper;
-use crate::transfer::{Airgate, Slots};
+use crate::transfer::{Airgate, Slots, Wary};
 
 /// Everything that is shared.
 #[derive(Debug)]
@@ -41,6 +41,8 @@ pub(crate) struct Engine {
     pub(crate) board: Arc<Board>,
     /// How many transfers may run.
     pub(crate) slots: Arc<Slots>,
+    /// Chunks that the storage is asked about before they are sent.
+    pub(crate) wary: Wary,
     /// No chunk is ready: what the transfers do now says nothing about the link.
     pub(crate) idle_transfers: AtomicBool,
     pub(crate) events: broadcast::Sender<Event>,

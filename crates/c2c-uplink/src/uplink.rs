@@ -28,7 +28,7 @@ use crate::progress::{ActiveMedia, Progress};
 use crate::settings::{OrganiseBy, RestartSignal, Settings, Transfers};
 use crate::supervisor::Supervisor;
 use crate::time::TimeKeeper;
-use crate::transfer::{Airgate, Slots};
+use crate::transfer::{Airgate, Slots, Wary};
 
 /// Who this unit is to the service.
 #[derive(Clone, Debug)]
@@ -605,6 +605,7 @@ impl UplinkBuilder {
             connection,
             airgate,
             board: Arc::default(),
+            wary: Wary::default(),
             idle_transfers: AtomicBool::new(true),
             events,
             wake: Notify::new(),

@@ -27,6 +27,8 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 pub enum Step {
     /// Read it all, answer, and wait for the next one.
     Answer(Vec<u8>),
+    /// Give the first word after the head, read it all, answer, and wait for the next one.
+    Consent(Vec<u8>, Vec<u8>),
     /// Read it all, answer, and close.
     AnswerAndClose(Vec<u8>),
     /// Read the head alone, answer, and close with the body unread: the kernel then resets the connection.
@@ -212,8 +214,12 @@ async fn serve(
         let wanted = match step {
             Step::EarlyAndReset(_) | Step::EarlyAndHold(_) => 0,
             Step::CutAfter(count) | Step::Stall(count) => count.min(length),
-            Step::Answer(_) | Step::AnswerAndClose(_) | Step::Close => length,
+            Step::Answer(_) | Step::Consent(..) | Step::AnswerAndClose(_) | Step::Close => length,
         };
+        if let Step::Consent(word, _) = &step {
+            io.write_all(word).await.unwrap();
+            io.flush().await.unwrap();
+        }
         let mut body = std::mem::take(&mut buffer);
         let mut block = vec![0; 64 * 1024];
         while body.len() < wanted {
@@ -235,7 +241,7 @@ async fn serve(
             return;
         }
         match step {
-            Step::Answer(answer) => io.write_all(&answer).await.unwrap(),
+            Step::Answer(answer) | Step::Consent(_, answer) => io.write_all(&answer).await.unwrap(),
             Step::AnswerAndClose(answer) => {
                 io.write_all(&answer).await.unwrap();
                 let _ = io.shutdown().await;

@@ -4,13 +4,14 @@ mod airgate;
 mod body;
 mod slots;
 
+use std::collections::HashSet;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use c2c_protocol::{ExposeSecret, Meter, UploadUrl};
-use c2c_queue::{ChunkClaim, ChunkProof, Claim, Operation, QueueError};
+use c2c_protocol::{ErrorKind, ExposeSecret, Meter, Reached, Stage, UploadUrl};
+use c2c_queue::{ChunkClaim, ChunkProof, Claim, MediaId, Operation, QueueError};
 use tokio::task::JoinSet;
 
 use crate::crash;
@@ -221,11 +222,19 @@ async fn attempt(
         meter.clone(),
     ));
     crash::point("chunk.sending");
-    let mut put = pin!(
-        engine
-            .client
-            .put_chunk(&url, &media.filetype, chunk.length, body, &meter)
-    );
+    let place = (media.id, chunk.number);
+    let ask_first = engine.wary.forget(place);
+    let put = async {
+        let (client, filetype, length) = (&engine.client, &media.filetype, chunk.length);
+        if ask_first {
+            client
+                .put_chunk_asking_first(&url, filetype, length, body, &meter)
+                .await
+        } else {
+            client.put_chunk(&url, filetype, length, body, &meter).await
+        }
+    };
+    let mut put = pin!(put);
     let mut lost = engine.addresses_lost.subscribe();
     let begun = engine.clock.boot().0;
     let limit = engine
@@ -308,6 +317,9 @@ async fn attempt(
             let link_up = engine
                 .link_up_after(&error, Some((url.host().to_owned(), url.port())))
                 .await;
+            if link_up && is_suspicious(&error) {
+                engine.wary.note(place);
+            }
             return Ok(Attempted::Trouble(Trouble {
                 server: server_words(&error),
                 bytes_wasted: wasted,
@@ -360,6 +372,37 @@ async fn attempt(
         etag: Some(etag.clone()),
         md5,
     }))
+}
+
+/// Whether the connection ended in the middle of a chunk: perhaps the storage had refused it, and the end overtook its words.
+fn is_suspicious(error: &c2c_protocol::Error) -> bool {
+    match &error.kind {
+        ErrorKind::Transport(transport) => {
+            transport.stage == Stage::Send && transport.reached == Reached::Maybe
+        }
+        _ => false,
+    }
+}
+
+/// Chunks whose last connection ended in the middle although the link is up: the storage is asked before they are sent again.
+#[derive(Debug, Default)]
+pub(crate) struct Wary(Mutex<HashSet<(MediaId, u32)>>);
+
+impl Wary {
+    /// More than this are never remembered: then something else is wrong.
+    const MOST: usize = 1024;
+
+    fn note(&self, place: (MediaId, u32)) {
+        let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if places.len() < Self::MOST {
+            places.insert(place);
+        }
+    }
+
+    fn forget(&self, place: (MediaId, u32)) -> bool {
+        let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        places.remove(&place)
+    }
 }
 
 /// 32 hexadecimal digits: what S3 answers for a plain PUT without encryption by KMS.

@@ -4,8 +4,8 @@ use std::io::Write;
 use std::time::Duration;
 
 use c2c_simulator::{Effect, EndpointName, Fault, Simulator, Target};
-use c2c_uplink::UplinkError;
 use c2c_uplink::queue::{Event, MediaState, QueueError};
+use c2c_uplink::{Transfers, UplinkError};
 
 use crate::bench::{Bench, idle, reaches};
 
@@ -70,7 +70,10 @@ async fn a_file_that_changes_while_it_is_sent_is_registered_again() {
         .sim
         .admin()
         .add_fault(delay_chunks(Duration::from_millis(500)));
-    let uplink = bench.working().await;
+    // One at a time, so that most is left to send when the file changes.
+    let uplink = bench
+        .working_as(bench.uplink().transfers(Transfers::Fixed(1)))
+        .await;
     let file = bench.file("clip.mov", 8 * MIB, 1);
     let mut events = uplink.events();
     let id = uplink.add([&file]).await.unwrap()[0].id;
