@@ -19,7 +19,7 @@ use c2c_simulator::{BodyKind, Effect, EndpointName, Fault, Simulator};
 use c2c_uplink::crash::POINTS;
 use support::books::Books;
 use support::ledger::{Cost, Ledger};
-use support::{Ended, Place, TRANSFERS, service};
+use support::{Ended, IN_FLIGHT, Place, service};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -478,7 +478,7 @@ async fn dying_anywhere_loses_nothing_and_sends_nothing_again() {
             "{point} in {workload:?}: sent again"
         );
         assert_eq!(found.cost.lost, 0, "{point} in {workload:?}: lost");
-        assert!(found.cost.in_flight <= TRANSFERS * found.kills);
+        assert!(found.cost.in_flight <= IN_FLIGHT * found.kills);
     }
 }
 

@@ -12,7 +12,7 @@ use c2c_simulator::{Admin, Effect, EndpointName, Fault, Simulator};
 use rustix::process::Signal;
 use support::books::Books;
 use support::ledger::{Ledger, arrived, puts};
-use support::{Ended, Place, Running, TRANSFERS, service};
+use support::{Ended, IN_FLIGHT, Place, Running, TRANSFERS, service};
 
 const CHUNK: u64 = 256 << 10;
 /// Ten chunks, the last of them short.
@@ -180,7 +180,7 @@ async fn killed_after_every_part_it_arrives_all_the_same() {
     assert!(deaths >= 2, "{deaths}");
     let cost = ledger.settle(admin, &place, &[NAME.to_owned()]).await;
     assert_eq!((cost.bytes_again, cost.lost), (0, 0));
-    assert!(cost.in_flight <= deaths * TRANSFERS);
+    assert!(cost.in_flight <= deaths * IN_FLIGHT);
     simulator.shutdown().await;
 }
 

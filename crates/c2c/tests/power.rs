@@ -28,7 +28,7 @@ use support::{Ended, Place, Running, service};
 
 const CHUNK: u64 = 128 << 10;
 /// Parts of the media that are on the way during the cuts.
-const PARTS: usize = 17 + 13 + 5 + 3;
+const PARTS: usize = 41 + 29 + 5 + 3;
 
 /// A file system that can lose its power.
 struct Disk {
@@ -325,7 +325,7 @@ async fn story(seed: u64) -> Result<usize, String> {
     let chunk = CHUNK as usize;
     let mut names = unit.files(
         "CLIP",
-        &[17 * chunk - 5, 13 * chunk, 4 * chunk + 1, 20_000, 0, 999],
+        &[41 * chunk - 5, 29 * chunk, 4 * chunk + 1, 20_000, 0, 999],
     );
 
     unit.place.run(&["pair"]).await.exits(0);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use c2c_simulator::{Admin, EndpointName, LoggedRequest};
 
 use super::books::{Books, Key};
-use super::{Place, TRANSFERS, sha256};
+use super::{IN_FLIGHT, Place, sha256};
 
 /// What the deaths of a unit cost.
 #[derive(Clone, Copy, Debug, Default)]
@@ -76,7 +76,7 @@ impl Ledger {
             .filter(|key| !books.finished.contains(key))
             .collect();
         assert!(
-            unrecorded.len() <= TRANSFERS,
+            unrecorded.len() <= IN_FLIGHT,
             "more parts arrived unrecorded than can be in flight: {unrecorded:?}"
         );
         self.in_flight += unrecorded.len();

@@ -26,6 +26,8 @@ use sha2::{Digest, Sha256};
 
 /// Chunks in flight at once in every run: the most that a kill may cost.
 pub(crate) const TRANSFERS: usize = 4;
+/// Chunks without an answer at most: as many as send may wait for theirs.
+pub(crate) const IN_FLIGHT: usize = 2 * TRANSFERS;
 
 /// A run that takes longer than this hangs.
 const PATIENCE: Duration = Duration::from_secs(120);
