@@ -241,6 +241,34 @@ async fn a_captive_portal_costs_no_try() {
     uplink.shutdown().await.unwrap();
 }
 
+/// A connection that ended in the middle of a chunk although the link is up: the storage is asked before the chunk comes again,
+/// and only then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_reset_in_the_middle_the_storage_is_asked_first() {
+    let bench = small_chunks().await;
+    let cut = Target::endpoint(EndpointName::PutChunk).part(2);
+    bench
+        .sim
+        .admin()
+        .add_fault(Fault::new(cut, Effect::CutAfterBytes(100_000)).once());
+    let uplink = bench.working().await;
+    let file = bench.file("clip.mov", 5 * MIB, 1);
+    uplink.add([&file]).await.unwrap();
+    idle(&uplink).await;
+    bench.assert_delivered("clip.mov", &file).await;
+    let puts = bench.requests(EndpointName::PutChunk);
+    let asked: Vec<_> = puts
+        .iter()
+        .filter(|put| {
+            let mut headers = put.headers.iter();
+            headers.any(|(name, value)| name == "expect" && value == "100-continue")
+        })
+        .map(|put| put.part.unwrap())
+        .collect();
+    assert_eq!((puts.len(), asked), (6, vec![2]));
+    uplink.shutdown().await.unwrap();
+}
+
 /// Connections are reused: a handful of them carries many chunks.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_are_reused() {
