@@ -64,6 +64,8 @@ pub(crate) struct Settings {
     pub(crate) creates_per_second: Option<f64>,
     /// Compare what was sent with the ETag.
     pub(crate) verify: bool,
+    /// Read each file once more after its delivery, for the SHA-256 in its receipt.
+    pub(crate) receipt_sha256: bool,
     /// Plain HTTP upload URLs on loopback are acceptable: for test benches.
     pub(crate) allow_plain_loopback: bool,
 }
@@ -82,6 +84,7 @@ impl Default for Settings {
             chunks_ahead: 64,
             creates_per_second: Some(5.0),
             verify: true,
+            receipt_sha256: false,
             allow_plain_loopback: false,
         }
     }

@@ -33,7 +33,9 @@ impl Supervisor {
         });
         supervisor.keep("register", register::work);
         supervisor.keep("upkeep", upkeep::look_after);
-        supervisor.keep("seal", upkeep::seal);
+        if engine.settings.receipt_sha256 {
+            supervisor.keep("seal", upkeep::seal);
+        }
         supervisor.keep("connection", upkeep::keep_connection);
         supervisor.keep("presence", crate::connection::presence::keep);
         supervisor.keep("network", network::watch);

@@ -278,13 +278,13 @@ impl Uplink {
         }
     }
 
-    /// Waits until every receipt so far has its whole-file digest.
+    /// Waits until every receipt so far has its SHA-256; returns at once unless [`UplinkBuilder::receipt_sha256`] is on.
     ///
     /// # Errors
     ///
     /// The store cannot be read, or the uplink is shutting down.
     pub async fn wait_sealed(&self) -> Result<(), UplinkError> {
-        loop {
+        while self.engine.settings.receipt_sha256 {
             let mut settled = pin!(self.engine.settled.notified());
             settled.as_mut().enable();
             if self.engine.queue.unsealed_receipts(1).await?.is_empty() {
@@ -295,6 +295,7 @@ impl Uplink {
                 _ = self.engine.stop.cancelled() => return Err(UplinkError::ShuttingDown),
             }
         }
+        Ok(())
     }
 
     /// The receipt of a delivered media.
@@ -473,6 +474,13 @@ impl UplinkBuilder {
     /// Compares the MD5 of each chunk with the server's ETag; on by default.
     pub fn verify(mut self, verify: bool) -> UplinkBuilder {
         self.settings.verify = verify;
+        self
+    }
+
+    /// Puts the SHA-256 of each file into its receipt. Off by default: the file is read a second time for it, which costs more
+    /// than its upload did.
+    pub fn receipt_sha256(mut self, wanted: bool) -> UplinkBuilder {
+        self.settings.receipt_sha256 = wanted;
         self
     }
 

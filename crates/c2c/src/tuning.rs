@@ -31,6 +31,17 @@ pub(crate) struct Tuning {
     )]
     pub(crate) verify: Switch,
 
+    /// Put the SHA-256 of each file into its receipt; the file is read a second time for it
+    #[arg(
+        long,
+        global = true,
+        env = "C2C_RECEIPT_SHA256",
+        value_enum,
+        default_value = "off",
+        help_heading = HEADING
+    )]
+    pub(crate) receipt_sha256: Switch,
+
     /// Congestion control of the connections (Linux): `auto` is BBR where the kernel has it, `system` what the system
     /// uses, anything else a name in the kernel, such as `cubic`
     #[arg(
@@ -73,6 +84,7 @@ impl Tuning {
         builder
             .transfers(self.transfers)
             .verify(self.verify == Switch::On)
+            .receipt_sha256(self.receipt_sha256 == Switch::On)
             .congestion(self.congestion.clone())
             .creates_per_second(self.create_rate.0)
     }

@@ -103,6 +103,7 @@ impl Bench {
             .client_version("1.2.3")
             .api_url(self.sim.api_url())
             .ca_file(self.sim.ca_file())
+            .receipt_sha256(true)
             .transfers(Transfers::Fixed(4))
             .creates_per_second(None)
             .seed(7)

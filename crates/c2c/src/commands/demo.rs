@@ -28,6 +28,7 @@ use crate::pairing;
 use crate::reel::{self, ReelError, ReelPlan};
 use crate::session::{self, Need};
 use crate::terminal::Terminal;
+use crate::tuning::{Switch, Tuning};
 
 /// How often the demonstration asks whether its code was typed in, in place of the usual five seconds.
 const POLL: std::time::Duration = std::time::Duration::from_secs(1);
@@ -190,7 +191,10 @@ async fn against(
         resolve: Vec::new(),
         log: global.log.clone(),
         json: global.json,
-        tuning: global.tuning.clone(),
+        tuning: Tuning {
+            receipt_sha256: Switch::On,
+            ..global.tuning.clone()
+        },
         organise_by: global.organise_by,
         volume_patience: global.volume_patience,
         // Everything is on this machine.

@@ -73,6 +73,7 @@ impl Place {
                 ),
                 ("C2C_CLIENT_SECRET".into(), simulator.client_secret()),
                 ("C2C_TRANSFERS".into(), TRANSFERS.to_string()),
+                ("C2C_RECEIPT_SHA256".into(), "on".into()),
             ],
             _own: None,
         }

@@ -1,0 +1,50 @@
+//! Measures c2c beside other uploaders.
+
+mod sink;
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "c2c-bench", about = "Measures c2c beside other uploaders")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serves a storage that drops everything, and enough of Camera to Cloud to upload to it
+    Sink {
+        /// Address to listen on
+        #[arg(long, default_value = "127.0.0.1")]
+        address: IpAddr,
+        /// Directory for the certificate of its authority
+        #[arg(long)]
+        dir: PathBuf,
+    },
+}
+
+/// What keeps the bench from measuring.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    #[error("{what} failed: {source}")]
+    Io {
+        what: String,
+        source: std::io::Error,
+    },
+    #[error("the certificate could not be made: {0}")]
+    Certificate(rcgen::Error),
+    #[error("TLS could not be set up: {0}")]
+    Tls(rustls::Error),
+    #[error("JSON: {0}")]
+    Json(serde_json::Error),
+}
+
+fn main() -> Result<(), Failure> {
+    match Cli::parse().command {
+        Command::Sink { address, dir } => sink::serve(address, &dir),
+    }
+}

@@ -1,0 +1,215 @@
+//! A server that takes everything and keeps nothing.
+//!
+//! Invariants: a body byte is counted and dropped as early as possible, without TLS in the kernel and with it where it was
+//! decrypted; the answers cost nothing; each connection has a thread of its own, so that no client waits for another.
+//!
+//! It speaks as much of Camera to Cloud as a real client needs to pair and upload, the S3 calls of the usual uploaders, and
+//! plain PUT. It checks no signature. Its entity tags do not look like an MD5: a client that verifies hashes all the same,
+//! and has nothing to compare.
+
+mod answers;
+mod conn;
+mod http;
+
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Failure;
+
+/// What arrived since the counts were taken anew.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Counts {
+    pub(crate) connections: u64,
+    pub(crate) requests: u64,
+    /// Bytes of the bodies of PUTs.
+    pub(crate) bytes: u64,
+    /// The same, of requests that were complete and answered.
+    pub(crate) bytes_whole: u64,
+    /// Seconds from the first to the last of those bytes.
+    pub(crate) span: f64,
+    /// Media that were registered.
+    pub(crate) assets: u64,
+}
+
+/// Where a running sink is found; printed as one line of JSON.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Addresses {
+    /// The Camera to Cloud API, HTTPS.
+    pub(crate) api: String,
+    /// The storage, HTTPS.
+    pub(crate) secure: String,
+    /// The storage and the counts, plain HTTP.
+    pub(crate) plain: String,
+    /// PEM file of the authority that signed the certificate.
+    pub(crate) ca_file: PathBuf,
+}
+
+/// What all connections share.
+pub(crate) struct Sink {
+    tally: Tally,
+    assets: AtomicU64,
+    /// Base of the upload URLs.
+    secure: String,
+    tls: Arc<rustls::ServerConfig>,
+}
+
+#[derive(Default)]
+struct Tally {
+    connections: AtomicU64,
+    requests: AtomicU64,
+    bytes: AtomicU64,
+    bytes_whole: AtomicU64,
+    assets: AtomicU64,
+    span: Mutex<Option<(Instant, Instant)>>,
+}
+
+impl Tally {
+    fn span(&self) -> MutexGuard<'_, Option<(Instant, Instant)>> {
+        self.span.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn received(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        let now = Instant::now();
+        let mut span = self.span();
+        *span = Some(span.map_or((now, now), |(first, _)| (first, now)));
+    }
+
+    fn counts(&self) -> Counts {
+        let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        Counts {
+            connections: get(&self.connections),
+            requests: get(&self.requests),
+            bytes: get(&self.bytes),
+            bytes_whole: get(&self.bytes_whole),
+            span: self
+                .span()
+                .map_or(0.0, |(first, last)| (last - first).as_secs_f64()),
+            assets: get(&self.assets),
+        }
+    }
+
+    fn reset(&self) {
+        for count in [
+            &self.connections,
+            &self.requests,
+            &self.bytes,
+            &self.bytes_whole,
+            &self.assets,
+        ] {
+            count.store(0, Ordering::Relaxed);
+        }
+        *self.span() = None;
+    }
+}
+
+/// Serves until the process ends. Says where on stdout.
+pub(crate) fn serve(address: IpAddr, dir: &Path) -> Result<(), Failure> {
+    let tls = certificate(address, dir)?;
+    let listen = || {
+        TcpListener::bind(SocketAddr::new(address, 0)).and_then(|listener| {
+            let port = listener.local_addr()?.port();
+            Ok((listener, port))
+        })
+    };
+    let failed = |source| Failure::Io {
+        what: format!("listening on {address}"),
+        source,
+    };
+    let (api, api_port) = listen().map_err(failed)?;
+    let (secure, secure_port) = listen().map_err(failed)?;
+    let (plain, plain_port) = listen().map_err(failed)?;
+    let host = if address.is_loopback() {
+        "localhost".to_owned()
+    } else {
+        address.to_string()
+    };
+    let addresses = Addresses {
+        api: format!("https://{host}:{api_port}"),
+        secure: format!("https://{host}:{secure_port}"),
+        plain: format!("http://{host}:{plain_port}"),
+        ca_file: dir.join("ca.pem"),
+    };
+    let sink = Arc::new(Sink {
+        tally: Tally::default(),
+        assets: AtomicU64::new(1),
+        secure: addresses.secure.clone(),
+        tls,
+    });
+    let line = serde_json::to_string(&addresses).map_err(Failure::Json)?;
+    #[expect(clippy::print_stdout, reason = "the runner reads it there")]
+    {
+        println!("{line}");
+    }
+    std::thread::scope(|scope| {
+        for (listener, secure) in [(&api, true), (&secure, true), (&plain, false)] {
+            let sink = &sink;
+            scope.spawn(move || accept(listener, secure, sink));
+        }
+    });
+    Ok(())
+}
+
+fn accept(listener: &TcpListener, secure: bool, sink: &Arc<Sink>) {
+    for tcp in listener.incoming().flatten() {
+        sink.tally.connections.fetch_add(1, Ordering::Relaxed);
+        let sink = sink.clone();
+        // A connection that cannot have a thread is closed; the client sees it.
+        let _ = std::thread::Builder::new()
+            .stack_size(256 * 1024)
+            .spawn(move || {
+                let _ = tcp.set_nodelay(true);
+                conn::serve(tcp, secure, &sink);
+            });
+    }
+}
+
+fn certificate(address: IpAddr, dir: &Path) -> Result<Arc<rustls::ServerConfig>, Failure> {
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+
+    let authority_key = KeyPair::generate().map_err(Failure::Certificate)?;
+    let mut authority = CertificateParams::new(Vec::new()).map_err(Failure::Certificate)?;
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let root = authority
+        .self_signed(&authority_key)
+        .map_err(Failure::Certificate)?;
+    let issuer = Issuer::new(authority, authority_key);
+    let key = KeyPair::generate().map_err(Failure::Certificate)?;
+    let names = vec![
+        "localhost".to_owned(),
+        "127.0.0.1".to_owned(),
+        address.to_string(),
+    ];
+    let certificate = CertificateParams::new(names)
+        .and_then(|params| params.signed_by(&key, &issuer))
+        .map_err(Failure::Certificate)?;
+    let path = dir.join("ca.pem");
+    std::fs::write(&path, root.pem()).map_err(|source| Failure::Io {
+        what: format!("writing {}", path.display()),
+        source,
+    })?;
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+    // As the storage of the service does; the client's cipher then costs the same for all.
+    let aes = rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256;
+    provider
+        .cipher_suites
+        .sort_by_key(|suite| suite.suite() != aes.suite());
+    let chain = vec![certificate.der().clone()];
+    let key = rustls_pki_types::PrivatePkcs8KeyDer::from(key.serialize_der());
+    let mut config = rustls::ServerConfig::builder_with_provider(Arc::new(provider))
+        .with_safe_default_protocol_versions()
+        .and_then(|builder| {
+            builder
+                .with_no_client_auth()
+                .with_single_cert(chain, key.into())
+        })
+        .map_err(Failure::Tls)?;
+    config.ignore_client_order = true;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
