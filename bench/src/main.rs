@@ -1,6 +1,13 @@
 //! Measures c2c beside other uploaders.
 
+mod measure;
+mod peer;
+#[cfg(feature = "reqwest-peer")]
+mod reqwest_peer;
+mod run;
 mod sink;
+mod table;
+mod work;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -16,6 +23,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Measures
+    Run(run::Run),
     /// Serves a storage that drops everything, and enough of Camera to Cloud to upload to it
     Sink {
         /// Address to listen on
@@ -25,6 +34,9 @@ enum Command {
         #[arg(long)]
         dir: PathBuf,
     },
+    /// Uploads with reqwest; one of the peers
+    #[cfg(feature = "reqwest-peer")]
+    ReqwestPeer(reqwest_peer::ReqwestPeer),
 }
 
 /// What keeps the bench from measuring.
@@ -39,12 +51,17 @@ pub(crate) enum Failure {
     Certificate(rcgen::Error),
     #[error("TLS could not be set up: {0}")]
     Tls(rustls::Error),
+    #[error("c2c could not be paired: {0}")]
+    Pairing(String),
     #[error("JSON: {0}")]
     Json(serde_json::Error),
 }
 
 fn main() -> Result<(), Failure> {
     match Cli::parse().command {
+        Command::Run(run) => run.run(),
         Command::Sink { address, dir } => sink::serve(address, &dir),
+        #[cfg(feature = "reqwest-peer")]
+        Command::ReqwestPeer(peer) => peer.run(),
     }
 }

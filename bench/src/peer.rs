@@ -1,0 +1,276 @@
+//! The clients, each as a command for the same work.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::Failure;
+use crate::measure::Task;
+use crate::sink::Addresses;
+
+/// Bytes per piece, for whoever lets one choose.
+pub(crate) const PIECE: u64 = 25 << 20;
+
+/// A client with its settings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Peer {
+    /// The whole product: durable queue, registration, progress, receipts.
+    Ours {
+        verify: bool,
+        auto: bool,
+    },
+    Reqwest,
+    Curl,
+    S5cmd,
+    Rclone,
+    Boto3,
+    Crt,
+}
+
+/// What there is to upload and where to.
+pub(crate) struct Job<'a> {
+    pub(crate) files: &'a [PathBuf],
+    /// The same files in pieces of [`PIECE`], for a client that cannot send a part of a file.
+    pub(crate) pieces: &'a [PathBuf],
+    /// Everything is in here, and nothing else.
+    pub(crate) dir: &'a Path,
+    pub(crate) sink: &'a Addresses,
+    /// A state directory that is paired; copied for each run.
+    pub(crate) paired: &'a Path,
+    /// For what a run leaves; emptied before each.
+    pub(crate) scratch: &'a Path,
+    pub(crate) connections: usize,
+    pub(crate) congestion: &'a str,
+    /// Programs of the Python environment.
+    pub(crate) python: &'a Path,
+}
+
+impl Peer {
+    pub(crate) const ALL: [Peer; 9] = [
+        Peer::Ours {
+            verify: false,
+            auto: false,
+        },
+        Peer::Ours {
+            verify: true,
+            auto: false,
+        },
+        Peer::Ours {
+            verify: true,
+            auto: true,
+        },
+        Peer::Reqwest,
+        Peer::Curl,
+        Peer::S5cmd,
+        Peer::Rclone,
+        Peer::Boto3,
+        Peer::Crt,
+    ];
+
+    /// The name on the command line.
+    pub(crate) fn key(self) -> &'static str {
+        match self {
+            Peer::Ours {
+                verify: false,
+                auto: false,
+            } => "ours-unverified",
+            Peer::Ours {
+                verify: true,
+                auto: false,
+            } => "ours",
+            Peer::Ours { auto: true, .. } => "ours-auto",
+            Peer::Reqwest => "reqwest",
+            Peer::Curl => "curl",
+            Peer::S5cmd => "s5cmd",
+            Peer::Rclone => "rclone",
+            Peer::Boto3 => "boto3",
+            Peer::Crt => "crt",
+        }
+    }
+
+    /// The name in a table.
+    pub(crate) fn title(self, connections: usize) -> String {
+        match self {
+            Peer::Ours {
+                verify: false,
+                auto: false,
+            } => format!("**c2c**, {connections} transfers, verification off"),
+            Peer::Ours {
+                verify: true,
+                auto: false,
+            } => format!("**c2c**, {connections} transfers, verification on"),
+            Peer::Ours { auto: true, .. } => "**c2c** as it comes".to_owned(),
+            Peer::Reqwest => format!("reqwest, bare loop, {connections} connections"),
+            Peer::Curl => format!("curl -Z, {connections} connections"),
+            Peer::S5cmd => format!("s5cmd, {connections} connections"),
+            Peer::Rclone => format!("rclone, {connections} connections"),
+            Peer::Boto3 => format!("boto3 (s3transfer), {connections} connections"),
+            Peer::Crt => "boto3 with AWS CRT".to_owned(),
+        }
+    }
+
+    /// The command for a job.
+    pub(crate) fn task(self, job: &Job<'_>) -> Result<Task, Failure> {
+        let io = |what: &str| {
+            let what = what.to_owned();
+            move |source| Failure::Io { what, source }
+        };
+        let _ = fs::remove_dir_all(job.scratch);
+        fs::create_dir_all(job.scratch).map_err(io("making the scratch directory"))?;
+        let connections = job.connections.to_string();
+        let secure = &job.sink.secure;
+        let task = |program: &Path| Task::new(program, job.scratch);
+        Ok(match self {
+            Peer::Ours { verify, auto } => {
+                let state = job.scratch.join("state");
+                copy_dir(job.paired, &state).map_err(io("copying the state directory"))?;
+                let mut ours = task(&sibling("c2c")?)
+                    .args(["upload", "--create-rate", "unlimited", "--state-dir"])
+                    .args([&state]);
+                if auto {
+                    ours = ours.args(["--congestion", "auto"]);
+                } else {
+                    ours = ours
+                        .args(["--transfers", &connections, "--congestion", job.congestion])
+                        .args(["--verify", if verify { "on" } else { "off" }]);
+                }
+                ours.args(job.files)
+                    .env("C2C_API_URL", &job.sink.api)
+                    .env("C2C_CA_FILE", &job.sink.ca_file)
+                    .env("C2C_CLIENT_SECRET", "sink")
+            }
+            Peer::Reqwest => task(&sibling("c2c-bench")?)
+                .args([
+                    "reqwest-peer",
+                    "--base",
+                    secure,
+                    "--connections",
+                    &connections,
+                ])
+                .args([Path::new("--ca-file"), &job.sink.ca_file])
+                .args(job.files),
+            Peer::Curl => {
+                let mut config = String::new();
+                for (number, piece) in job.pieces.iter().enumerate() {
+                    config.push_str(&format!(
+                        "upload-file = \"{}\"\nurl = \"{secure}/curl/{number}\"\noutput = \"/dev/null\"\n",
+                        piece.display()
+                    ));
+                }
+                let path = job.scratch.join("curl.config");
+                fs::write(&path, config).map_err(io("writing curl's configuration"))?;
+                task(Path::new("curl"))
+                    .args(["-s", "-Z", "--parallel-max", &connections, "-H", "Expect:"])
+                    .args(["-H", "Transfer-Encoding:"])
+                    .args([Path::new("--cacert"), &job.sink.ca_file])
+                    .args([Path::new("-K"), &path])
+            }
+            Peer::S5cmd => {
+                let mut words = vec![
+                    "--endpoint-url".to_owned(),
+                    secure.clone(),
+                    "--numworkers".to_owned(),
+                    connections.clone(),
+                    "cp".to_owned(),
+                ];
+                words.extend(["-c", &connections, "-p", "25"].map(str::to_owned));
+                let from = format!("{}/*", job.dir.display());
+                words.extend([from, "s3://bucket/".to_owned()]);
+                amazon(task(&job.python.join("s5cmd")).args(words), job)
+            }
+            Peer::Rclone => amazon(
+                task(Path::new("rclone"))
+                    .args(["copy", "--retries", "1", "--transfers", &connections])
+                    .args([
+                        "--s3-provider",
+                        "Other",
+                        "--s3-env-auth",
+                        "--s3-endpoint",
+                        secure,
+                    ])
+                    .args([
+                        "--s3-no-check-bucket",
+                        "--s3-no-head",
+                        "--s3-disable-checksum",
+                    ])
+                    .args([
+                        "--s3-chunk-size",
+                        "25M",
+                        "--s3-upload-concurrency",
+                        &connections,
+                    ])
+                    .args([Path::new("--ca-cert"), &job.sink.ca_file])
+                    .args([job.dir])
+                    .args([":s3:bucket/"])
+                    .env("RCLONE_CONFIG", job.scratch.join("none")),
+                job,
+            ),
+            Peer::Boto3 | Peer::Crt => {
+                let script = job.scratch.join("boto.py");
+                fs::write(&script, BOTO).map_err(io("writing the script"))?;
+                let kind = if self == Peer::Crt { "crt" } else { "classic" };
+                amazon(
+                    task(&job.python.join("python"))
+                        .args([&script])
+                        .args([kind, secure, &connections])
+                        .args([&job.sink.ca_file])
+                        .args(job.files),
+                    job,
+                )
+            }
+        })
+    }
+}
+
+const BOTO: &str = r#"
+import sys, boto3
+from concurrent.futures import ThreadPoolExecutor
+from boto3.s3.transfer import TransferConfig
+from botocore.config import Config
+kind, endpoint, connections, ca, *files = sys.argv[1:]
+n = int(connections)
+client = boto3.client("s3", endpoint_url=endpoint, verify=ca, region_name="us-east-1",
+    config=Config(max_pool_connections=max(10, n), s3={"addressing_style": "path"},
+        request_checksum_calculation="when_required", response_checksum_validation="when_required"))
+piece = 25 * 1024 * 1024
+config = TransferConfig(multipart_threshold=piece + 1, multipart_chunksize=piece, max_concurrency=n,
+    preferred_transfer_client=kind)
+def put(pair):
+    client.upload_file(pair[1], "bucket", f"boto/{pair[0]}", Config=config)
+if len(files) == 1:
+    put((0, files[0]))
+else:
+    with ThreadPoolExecutor(n) as pool:
+        list(pool.map(put, enumerate(files)))
+"#;
+
+fn amazon(task: Task, job: &Job<'_>) -> Task {
+    task.env("AWS_ACCESS_KEY_ID", "sink")
+        .env("AWS_SECRET_ACCESS_KEY", "sink")
+        .env("AWS_REGION", "us-east-1")
+        .env("AWS_EC2_METADATA_DISABLED", "true")
+        .env("SSL_CERT_FILE", &job.sink.ca_file)
+        .env("AWS_CA_BUNDLE", &job.sink.ca_file)
+}
+
+/// A program that was built beside this one.
+pub(crate) fn sibling(name: &str) -> Result<PathBuf, Failure> {
+    let ours = std::env::current_exe().map_err(|source| Failure::Io {
+        what: "finding this program".into(),
+        source,
+    })?;
+    Ok(ours.with_file_name(name))
+}
+
+fn copy_dir(from: &Path, to: &Path) -> std::io::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_dir(&entry.path(), &target)?;
+        } else {
+            fs::copy(entry.path(), target)?;
+        }
+    }
+    Ok(())
+}

