@@ -4,7 +4,7 @@
 //! crate follow the way of the data: `intake` (a path becomes a media), `register` (a media becomes an asset with chunks),
 //! `transfer` (chunks become bytes on the wire), `settle` (what follows a fault: pure policy). They are served by
 //! `connection` (pairing, tokens, the airlock between projects), `link` and `network` (the way to the internet), `time` (the moment of
-//! capture and the offset), `progress`, `upkeep`, and started and watched by `supervisor`.
+//! capture and the offset), [`pace`] (how much goes on at once), `progress`, `upkeep`, and started and watched by `supervisor`.
 
 pub mod crash;
 
@@ -16,6 +16,7 @@ mod host;
 mod intake;
 mod link;
 mod network;
+pub mod pace;
 mod progress;
 mod register;
 mod settings;

@@ -1,0 +1,3 @@
+//! How much goes on at once and how fast.
+
+pub mod concurrency;
