@@ -175,6 +175,10 @@ fn certificate(address: IpAddr, dir: &Path) -> Result<Arc<rustls::ServerConfig>,
     let authority_key = KeyPair::generate().map_err(Failure::Certificate)?;
     let mut authority = CertificateParams::new(Vec::new()).map_err(Failure::Certificate)?;
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    // OpenSSL takes a certificate whose issuer has its own name for self-signed.
+    authority
+        .distinguished_name
+        .push(rcgen::DnType::CommonName, "The authority of the bench");
     let root = authority
         .self_signed(&authority_key)
         .map_err(Failure::Certificate)?;

@@ -20,6 +20,7 @@ use crate::connection::{Connection, Standing};
 use crate::crash;
 use crate::event::Event;
 use crate::link::Link;
+use crate::pace::Helm;
 use crate::progress::Board;
 use crate::settings::Settings;
 use crate::settle::{Effect, Fault, Situation, decide};
@@ -41,6 +42,8 @@ pub(crate) struct Engine {
     pub(crate) board: Arc<Board>,
     /// How many transfers may run.
     pub(crate) slots: Arc<Slots>,
+    /// What steers the number of transfers.
+    pub(crate) helm: Helm,
     /// Chunks that the storage is asked about before they are sent.
     pub(crate) wary: Wary,
     /// No chunk is ready: what the transfers do now says nothing about the link.

@@ -8,12 +8,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::engine::Engine;
+use crate::pace::network_key;
 
 /// The network as far as this unit can see it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Snapshot {
     addresses: BTreeSet<IpAddr>,
     routes: Vec<String>,
+    /// What the network is known by: the gateways of the default routes.
+    gateways: Vec<String>,
+}
+
+impl Snapshot {
+    fn key(&self) -> Option<String> {
+        network_key(self.gateways.iter().map(String::as_str))
+    }
 }
 
 /// After the first word of a change, more follows within this time: an address comes with its routes.
@@ -23,6 +32,7 @@ const SETTLE: Duration = Duration::from_millis(200);
 pub(crate) async fn watch(engine: Arc<Engine>) {
     let mut changes = platform::Changes::open();
     let mut before = look().await;
+    engine.helm.network.send_replace(before.key());
     loop {
         tokio::select! {
             _ = engine.stop.cancelled() => return,
@@ -41,6 +51,11 @@ pub(crate) async fn watch(engine: Arc<Engine>) {
             .copied()
             .collect();
         before = now;
+        let key = before.key();
+        engine
+            .helm
+            .network
+            .send_if_modified(|known| std::mem::replace(known, key.clone()) != key);
         if !lost.is_empty() {
             engine.addresses_lost.send_replace(lost);
         }
@@ -116,6 +131,7 @@ mod platform {
     pub(super) fn snapshot() -> Snapshot {
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         let mut snapshot = Snapshot::default();
+        let neighbours = read("/proc/net/arp");
         // Interface, destination, gateway and mask; the counters between them change by themselves.
         for line in read("/proc/net/route").lines().skip(1) {
             let fields: Vec<&str> = line.split_whitespace().collect();
@@ -123,6 +139,14 @@ mod platform {
                 .iter()
                 .filter_map(|&index| fields.get(index).copied());
             snapshot.routes.push(kept.collect::<Vec<_>>().join(" "));
+            if fields.get(1) == Some(&"00000000")
+                && let (Some(interface), Some(gateway)) = (fields.first(), fields.get(2))
+            {
+                let hardware = hardware_of(gateway, interface, &neighbours);
+                snapshot
+                    .gateways
+                    .push(format!("{interface} {gateway} {hardware}"));
+            }
         }
         for line in read("/proc/net/ipv6_route").lines() {
             let fields: Vec<&str> = line.split_whitespace().collect();
@@ -154,9 +178,39 @@ mod platform {
         snapshot
     }
 
+    /// The hardware address of a gateway, given as the kernel writes it (hexadecimal, in memory order); empty if it is not known.
+    fn hardware_of<'a>(gateway: &str, interface: &str, neighbours: &'a str) -> &'a str {
+        let Ok(bits) = u32::from_str_radix(gateway, 16) else {
+            return "";
+        };
+        let address = Ipv4Addr::from(bits.to_ne_bytes()).to_string();
+        neighbours
+            .lines()
+            .find_map(|line| {
+                let fields: Vec<&str> = line.split_whitespace().collect();
+                let same = fields.first() == Some(&address.as_str())
+                    && fields.last().copied() == Some(interface);
+                fields.get(3).copied().filter(|_| same)
+            })
+            .unwrap_or_default()
+    }
+
     #[cfg(test)]
     mod tests {
         use super::*;
+
+        #[test]
+        fn a_gateway_is_known_by_its_hardware() {
+            let neighbours = "IP address       HW type     Flags       HW address            Mask     Device\n\
+                              192.168.1.1      0x1         0x2         aa:bb:cc:dd:ee:ff     *        wlan0\n";
+            let gateway = format!("{:08X}", u32::from_ne_bytes([192, 168, 1, 1]));
+            assert_eq!(
+                hardware_of(&gateway, "wlan0", neighbours),
+                "aa:bb:cc:dd:ee:ff"
+            );
+            assert_eq!(hardware_of(&gateway, "eth0", neighbours), "");
+            assert_eq!(hardware_of("x", "wlan0", neighbours), "");
+        }
 
         #[test]
         fn loopback_is_among_the_addresses() {

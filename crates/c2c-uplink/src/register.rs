@@ -17,6 +17,7 @@ use crate::connection::{NoToken, Why};
 use crate::crash;
 use crate::engine::{Checkout, Engine, Trouble, server_words};
 use crate::event::Event;
+use crate::pace::choose_parts;
 use crate::settings::OrganiseBy;
 use crate::settle::{Fault, TRIES, classify_create};
 use crate::source;
@@ -327,7 +328,7 @@ async fn prepare(
         filesize: facts.size,
         offset: None,
         channel: (media.channel != 0).then_some(media.channel),
-        parts: media.parts,
+        parts: media.parts.or_else(|| parts_of(engine, media)),
         auto_version_id: media.auto_version_id.clone(),
     };
     Ok(Ok(Ready {
@@ -396,7 +397,10 @@ async fn create(
             let said = says_offset.then(|| said.load(Ordering::Relaxed));
             Ok(created(engine, answered.value, size, said))
         }
-        Err(error) => Ok(failed(engine, error, media, token.clone()).await),
+        Err(error) => {
+            let asked = create.parts.is_some();
+            Ok(failed(engine, error, media, asked, token.clone()).await)
+        }
     }
 }
 
@@ -404,6 +408,7 @@ async fn failed(
     engine: &Engine,
     error: c2c_protocol::Error,
     media: &Media,
+    parts_asked: bool,
     token: SecretString,
 ) -> Attempted {
     let possible_duplicate = match &error.kind {
@@ -412,7 +417,11 @@ async fn failed(
         _ => false,
     };
     let link_up = engine.link_up_after(&error, None).await;
-    let fault = classify_create(&error, media.parts.is_some(), link_up);
+    let fault = classify_create(&error, parts_asked, link_up);
+    if fault == Fault::PartsRefused && media.parts.is_none() {
+        // Our own choice, not a person's: no other media shall stumble over it.
+        engine.helm.parts_refused.store(true, Ordering::Relaxed);
+    }
     if fault == Fault::Unauthorized {
         return Attempted::Refused(token);
     }
@@ -421,6 +430,14 @@ async fn failed(
         possible_duplicate,
         ..fault.into()
     })
+}
+
+/// The number of parts that suits the line.
+fn parts_of(engine: &Engine, media: &Media) -> Option<u32> {
+    if !engine.settings.adapt_parts || engine.helm.parts_refused.load(Ordering::Relaxed) {
+        return None;
+    }
+    choose_parts(media.facts.size, &engine.helm.circumstance())
 }
 
 /// Plans the chunks of a new asset.

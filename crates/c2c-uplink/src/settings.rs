@@ -5,7 +5,7 @@ use std::time::Duration;
 /// How many chunks are sent at once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Transfers {
-    /// Two per core, as the service advises.
+    /// As many as the link rewards, beginning with two per core, as the service advises.
     #[default]
     Auto,
     /// This many; at least one.
@@ -13,7 +13,7 @@ pub enum Transfers {
 }
 
 impl Transfers {
-    /// The number on this machine.
+    /// The number to begin with on this machine.
     pub fn count(self) -> usize {
         match self {
             Transfers::Auto => 2 * std::thread::available_parallelism().map_or(1, usize::from),
@@ -64,6 +64,8 @@ pub(crate) struct Settings {
     pub(crate) creates_per_second: Option<f64>,
     /// Compare what was sent with the ETag.
     pub(crate) verify: bool,
+    /// Choose the size of chunks by circumstance.
+    pub(crate) adapt_parts: bool,
     /// Read each file once more after its delivery, for the SHA-256 in its receipt.
     pub(crate) receipt_sha256: bool,
     /// Plain HTTP upload URLs on loopback are acceptable: for test benches.
@@ -84,6 +86,7 @@ impl Default for Settings {
             chunks_ahead: 64,
             creates_per_second: Some(5.0),
             verify: true,
+            adapt_parts: true,
             receipt_sha256: false,
             allow_plain_loopback: false,
         }

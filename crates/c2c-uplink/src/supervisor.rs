@@ -31,6 +31,7 @@ impl Supervisor {
         supervisor.keep("transfer", move |engine| {
             transfer::work(engine, pool.clone())
         });
+        supervisor.keep("pace", crate::pace::steer);
         supervisor.keep("register", register::work);
         supervisor.keep("upkeep", upkeep::look_after);
         if engine.settings.receipt_sha256 {

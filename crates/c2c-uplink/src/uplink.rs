@@ -24,6 +24,7 @@ use crate::error::UplinkError;
 use crate::event::Event;
 use crate::intake::{self, AddMedia};
 use crate::link::{Link, LinkState};
+use crate::pace::{Helm, Steering};
 use crate::progress::{ActiveMedia, Progress};
 use crate::settings::{OrganiseBy, RestartSignal, Settings, Transfers};
 use crate::supervisor::Supervisor;
@@ -284,7 +285,10 @@ impl Uplink {
     ///
     /// The store cannot be read, or the uplink is shutting down.
     pub async fn wait_sealed(&self) -> Result<(), UplinkError> {
-        while self.engine.settings.receipt_sha256 {
+        if !self.engine.settings.receipt_sha256 {
+            return Ok(());
+        }
+        loop {
             let mut settled = pin!(self.engine.settled.notified());
             settled.as_mut().enable();
             if self.engine.queue.unsealed_receipts(1).await?.is_empty() {
@@ -295,7 +299,6 @@ impl Uplink {
                 _ = self.engine.stop.cancelled() => return Err(UplinkError::ShuttingDown),
             }
         }
-        Ok(())
     }
 
     /// The receipt of a delivered media.
@@ -325,6 +328,11 @@ impl Uplink {
     /// Whether the service can be reached.
     pub fn link(&self) -> LinkState {
         self.engine.link.state()
+    }
+
+    /// How many transfers run now, and why so many.
+    pub fn steering(&self) -> Steering {
+        self.engine.helm.steering.borrow().clone()
     }
 
     /// How far this unit's wall clock is ahead of the service's, in milliseconds, once that is known.
@@ -477,6 +485,13 @@ impl UplinkBuilder {
         self
     }
 
+    /// Chooses the size of chunks by the goodput and the interruptions that were seen; on by default. Off, the service's own
+    /// size is used. A media that was added with a number of parts keeps it either way.
+    pub fn adapt_parts(mut self, adapt: bool) -> UplinkBuilder {
+        self.settings.adapt_parts = adapt;
+        self
+    }
+
     /// Puts the SHA-256 of each file into its receipt. Off by default: the file is read a second time for it, which costs more
     /// than its upload did.
     pub fn receipt_sha256(mut self, wanted: bool) -> UplinkBuilder {
@@ -541,6 +556,7 @@ impl UplinkBuilder {
         let process = format!("{}-{}", std::process::id(), uuid_like());
         let store_clock = clock.clone();
         let (queue_process, key_path) = (process.clone(), state_dir.join("key"));
+        let networks = state_dir.join("networks.json");
         let opened = tokio::task::spawn_blocking(move || {
             let vault = match key {
                 Some(vault) => vault,
@@ -614,6 +630,7 @@ impl UplinkBuilder {
             airgate,
             board: Arc::default(),
             wary: Wary::default(),
+            helm: Helm::new(networks),
             idle_transfers: AtomicBool::new(true),
             events,
             wake: Notify::new(),

@@ -49,7 +49,10 @@ impl Drop for Watched {
     fn drop(&mut self) {
         let mut state = self.gauge.state();
         if let Some(entry) = state.watched.remove(&self.key) {
-            state.ended += entry.meter.acknowledged().saturating_sub(entry.acknowledged);
+            state.ended += entry
+                .meter
+                .acknowledged()
+                .saturating_sub(entry.acknowledged);
         }
     }
 }

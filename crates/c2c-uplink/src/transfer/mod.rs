@@ -222,6 +222,7 @@ async fn attempt(
         meter.clone(),
     ));
     crash::point("chunk.sending");
+    let _watched = engine.helm.gauge.watch(meter.clone());
     let place = (media.id, chunk.number);
     let ask_first = engine.wary.forget(place);
     let put = async {
@@ -277,6 +278,7 @@ async fn attempt(
                     None
                 };
                 if let Some(words) = stalled {
+                    engine.helm.gauge.fault();
                     // Leaving drops the request and with it the connection.
                     let link_up = engine.link.judge().await;
                     return Ok(Attempted::Trouble(Trouble {
@@ -317,6 +319,9 @@ async fn attempt(
             let link_up = engine
                 .link_up_after(&error, Some((url.host().to_owned(), url.port())))
                 .await;
+            if matches!(error.kind, ErrorKind::Transport(_)) {
+                engine.helm.gauge.fault();
+            }
             if link_up && is_suspicious(&error) {
                 engine.wary.note(place);
             }

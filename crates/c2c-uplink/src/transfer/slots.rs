@@ -75,10 +75,6 @@ impl Slots {
         self.freed.notify_one();
     }
 
-    pub(crate) fn target(&self) -> usize {
-        self.state().target
-    }
-
     /// Transfers that still have bytes to give to their connection.
     pub(crate) fn sending(&self) -> usize {
         self.state().sending

@@ -104,6 +104,7 @@ impl Bench {
             .api_url(self.sim.api_url())
             .ca_file(self.sim.ca_file())
             .receipt_sha256(true)
+            .adapt_parts(false)
             .transfers(Transfers::Fixed(4))
             .creates_per_second(None)
             .seed(7)
