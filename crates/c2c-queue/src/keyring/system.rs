@@ -113,11 +113,14 @@ mod secret_service {
     }
 
     fn judge(error: Error) -> KeyringError {
+        const NOBODY: &str = "no Secret Service answers on the D-Bus of the session";
         match error {
             Error::Locked | Error::Prompt => KeyringError::Locked,
             Error::NoResult => KeyringError::Absent("it has no default collection yet"),
-            Error::Unavailable => {
-                KeyringError::Absent("no Secret Service answers on the session's D-Bus")
+            Error::Unavailable => KeyringError::Absent(NOBODY),
+            // What the bus itself says; the type of its errors belongs to a crate below.
+            unknown if unknown.to_string().contains("DBus.Error.ServiceUnknown") => {
+                KeyringError::Absent(NOBODY)
             }
             other => KeyringError::Failed(Box::new(other)),
         }
