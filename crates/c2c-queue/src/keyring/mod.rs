@@ -13,6 +13,7 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 use std::str::FromStr;
+#[cfg(any(feature = "keyring", test))]
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ use crate::host;
 use crate::vault::{Vault, failed, make_private_file, new_key, vault_of};
 
 /// How long the keyring may take for one answer.
+#[cfg(any(feature = "keyring", test))]
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The first line of the file that says where the key is.
@@ -268,10 +270,7 @@ fn remove(path: &Path) -> Result<(), QueueError> {
 
 /// Asks on a thread of its own: the answer is not waited for longer than `patience`, and nothing that the keyring does may
 /// meet the runtime of the caller.
-#[cfg_attr(
-    not(feature = "keyring"),
-    expect(dead_code, reason = "no keyring, nobody to ask")
-)]
+#[cfg(any(feature = "keyring", test))]
 fn ask<T: Send + 'static>(
     patience: Duration,
     question: impl FnOnce() -> Result<T, KeyringError> + Send + 'static,

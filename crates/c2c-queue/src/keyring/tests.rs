@@ -1,6 +1,7 @@
 //! The rules, against `keyring-core`'s own store for tests and against keyrings that fail.
 
 use super::*;
+#[cfg(feature = "keyring")]
 use std::sync::Arc;
 
 #[test]

@@ -11,6 +11,7 @@ mod interruptions;
 mod leases;
 mod links;
 mod month;
+mod outage;
 mod pauses;
 mod presence;
 mod proxy;
