@@ -23,12 +23,12 @@ demo: ## Upload test files to a Frame.io on this machine and compare what arrive
 
 .PHONY: test
 test: cc tools $(WEED) ## Run every test, installing what they need
-	C2C_WEED="$${C2C_WEED:-$(WEED)}" cargo test --workspace --features c2c/crash-points
+	C2C_WEED="$${C2C_WEED:-$(WEED)}" cargo test --workspace --features c2c/crash-points,c2c/keyring
 
 .PHONY: check
 check: cc ## Formatting, lints, documentation and licences, as CI does
 	cargo fmt --check
-	cargo clippy --workspace --all-targets --features c2c/crash-points -- -D warnings
+	cargo clippy --workspace --all-targets --features c2c/crash-points,c2c/keyring -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
 	@if command -v cargo-deny >/dev/null || [ -x "$(TOOLS)/bin/cargo-deny" ]; then \
 		PATH="$(TOOLS)/bin:$$PATH" cargo deny check bans licenses sources; \
@@ -51,14 +51,16 @@ cc:
 		fi; \
 	fi
 
-# The power cuts need a file system of their own, the watch on the network an address that comes and goes. Where these programs
-# or root are missing, those tests say that they were skipped.
+# The power cuts need a file system of their own, the watch on the network an address that comes and goes, the keyring a
+# D-Bus and somebody on it. Where these programs or root are missing, those tests say that they were skipped.
 .PHONY: tools
 tools:
 	@packages=""; \
 	command -v mkfs.ext4 >/dev/null || [ -x /sbin/mkfs.ext4 ] || [ -x /usr/sbin/mkfs.ext4 ] || packages="$$packages e2fsprogs"; \
 	command -v losetup >/dev/null || [ -x /sbin/losetup ] || [ -x /usr/sbin/losetup ] || packages="$$packages mount util-linux"; \
 	command -v ip >/dev/null || packages="$$packages iproute2"; \
+	command -v dbus-daemon >/dev/null || packages="$$packages dbus"; \
+	command -v gnome-keyring-daemon >/dev/null || packages="$$packages gnome-keyring"; \
 	if [ -n "$$packages" ]; then \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 			apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$packages; \

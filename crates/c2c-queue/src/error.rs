@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::keyring::KeyringError;
 use crate::media::{MediaId, MediaState};
 
 /// The process that owns a store, as far as it can be told.
@@ -82,6 +83,24 @@ pub enum QueueError {
     Sealed {
         /// Which secret.
         what: &'static str,
+    },
+    /// The key of an existing queue is in the keyring of the system, which does not give it.
+    #[error(
+        "the key of this queue is in the keyring of the system, and {source}; unlock or start the keyring, or remove {marker} to begin with a new key and pair again"
+    )]
+    KeyAway {
+        /// The file that says so.
+        marker: PathBuf,
+        /// Why the keyring does not give it.
+        source: KeyringError,
+    },
+    /// The keyring was asked for by name and cannot keep the key of a new queue.
+    #[error(
+        "the keyring of the system cannot keep the key: {source}; use a key file instead (`--key-store file`)"
+    )]
+    KeyNotKept {
+        /// Why not.
+        source: KeyringError,
     },
     /// The lease is not the current one any more; what was reported under it is not applied.
     #[error("the lease on media {0} was lost to another worker")]

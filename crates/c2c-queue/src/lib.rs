@@ -20,6 +20,7 @@ mod connection;
 mod error;
 mod history;
 mod host;
+mod keyring;
 mod media;
 mod queue;
 mod receipt;
@@ -33,6 +34,7 @@ pub use clock::{
 pub use connection::{Airlock, Connection, Identity, RefreshState, Tokens};
 pub use error::{Owner, QueueError};
 pub use history::{Event, FaultRecord, HistoryLine, Operation, Scope};
+pub use keyring::{KeyStore, KeyringError};
 pub use media::{
     Chunk, ChunkState, FileFacts, FileId, Hold, Media, MediaId, MediaState, NewMedia, Volume,
 };

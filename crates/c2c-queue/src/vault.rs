@@ -18,7 +18,7 @@ use zeroize::{Zeroize, Zeroizing};
 use crate::error::QueueError;
 use crate::host;
 
-const KEY_LENGTH: usize = 32;
+pub(crate) const KEY_LENGTH: usize = 32;
 const NONCE_LENGTH: usize = 24;
 
 /// Seals and opens the secrets of a queue. Clones share one key.
@@ -50,6 +50,11 @@ impl Vault {
             }
             other => other,
         }
+    }
+
+    /// The key itself, to keep it in another place.
+    pub(crate) fn key(&self) -> &[u8; KEY_LENGTH] {
+        self.key.expose_secret()
     }
 
     /// Seals `secret` for the row `row` of the kind `kind`.
@@ -123,12 +128,53 @@ fn associated(kind: &str, row: &str) -> String {
     format!("c2c-queue/1/{kind}/{row}")
 }
 
-fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> QueueError {
+pub(crate) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> QueueError {
     move |source| QueueError::Io {
         action,
         path: path.to_owned(),
         source,
     }
+}
+
+/// A vault with the key in `bytes`; `None` if they are not a key.
+pub(crate) fn vault_of(bytes: &[u8]) -> Option<Vault> {
+    if bytes.len() != KEY_LENGTH {
+        return None;
+    }
+    let key = SecretBox::init_with_mut(|key: &mut [u8; KEY_LENGTH]| key.copy_from_slice(bytes));
+    Some(Vault::from_key(key))
+}
+
+/// A key that nobody has.
+pub(crate) fn new_key() -> Result<Zeroizing<[u8; KEY_LENGTH]>, QueueError> {
+    let key = <[u8; KEY_LENGTH]>::try_generate()
+        .map_err(|_| QueueError::Defect("the system gives no random numbers".to_owned()))?;
+    Ok(Zeroizing::new(key))
+}
+
+/// Makes a file for its owner alone, whole and durable or not at all. A file that is there already stays as it is.
+pub(crate) fn make_private_file(path: &Path, content: &[u8]) -> io::Result<()> {
+    let draft = path.with_extension(format!("{}.new", uuid::Uuid::new_v4().simple()));
+    let write = || {
+        let mut file = host::private().write(true).create_new(true).open(&draft)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        // A link, not a rename: it never replaces what another process made meanwhile.
+        match std::fs::hard_link(&draft, path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            // Some card file systems have no links. A rename is as atomic; the race is that of two first starts.
+            Err(_) if !path.exists() => std::fs::rename(&draft, path),
+            other => other,
+        }?;
+        host::sync_dir(host::parent(path))
+    };
+    let written = write();
+    if let Err(error) = std::fs::remove_file(&draft)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!(path = %draft.display(), %error, "a draft of a file stays behind");
+    }
+    written
 }
 
 fn read_key(path: &Path) -> Result<Vault, QueueError> {
@@ -145,45 +191,16 @@ fn read_key(path: &Path) -> Result<Vault, QueueError> {
     file.take(KEY_LENGTH as u64 + 1)
         .read_to_end(&mut bytes)
         .map_err(failed("read the key file", path))?;
-    if bytes.len() != KEY_LENGTH {
+    vault_of(&bytes).ok_or_else(|| {
         let words = "it is not a key of 32 bytes; restore it, or move it away and pair again";
-        return Err(failed("use the key file", path)(io::Error::new(
-            io::ErrorKind::InvalidData,
-            words,
-        )));
-    }
-    let key = SecretBox::init_with_mut(|key: &mut [u8; KEY_LENGTH]| key.copy_from_slice(&bytes));
-    Ok(Vault::from_key(key))
+        failed("use the key file", path)(io::Error::new(io::ErrorKind::InvalidData, words))
+    })
 }
 
 fn make_key(path: &Path) -> Result<(), QueueError> {
-    let dir = host::parent(path);
-    host::create_private_dir(dir).map_err(failed("make the directory of the key file", path))?;
-    let key = Zeroizing::new(
-        <[u8; KEY_LENGTH]>::try_generate()
-            .map_err(|_| QueueError::Defect("the system gives no random numbers".to_owned()))?,
-    );
-    let draft = path.with_extension(format!("{}.new", uuid::Uuid::new_v4().simple()));
-    let write = || {
-        let mut file = host::private().write(true).create_new(true).open(&draft)?;
-        file.write_all(&key[..])?;
-        file.sync_all()?;
-        // A link, not a rename: it never replaces a key that another process made meanwhile.
-        match std::fs::hard_link(&draft, path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            // Some card file systems have no links. A rename is as atomic; the race is that of two first starts.
-            Err(_) if !path.exists() => std::fs::rename(&draft, path),
-            other => other,
-        }?;
-        host::sync_dir(dir)
-    };
-    let written = write();
-    if let Err(error) = std::fs::remove_file(&draft)
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        tracing::warn!(path = %draft.display(), %error, "a draft of the key file stays behind");
-    }
-    written.map_err(failed("make the key file", path))
+    host::create_private_dir(host::parent(path))
+        .map_err(failed("make the directory of the key file", path))?;
+    make_private_file(path, &new_key()?[..]).map_err(failed("make the key file", path))
 }
 
 #[cfg(test)]

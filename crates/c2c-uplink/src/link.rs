@@ -4,7 +4,7 @@
 //! 60 s), and its success wakes all at once. No try of any media is spent meanwhile.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use c2c_protocol::{Client, Error, ErrorKind, Stage};
@@ -14,7 +14,7 @@ use tokio::sync::{Mutex, broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::event::Event;
-use crate::settle::backoff;
+use crate::settle::{Outages, Refused, backoff};
 
 /// Whether the service can be reached.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -51,7 +51,7 @@ pub enum LinkFault {
     Silent,
     /// The service answers its own health check with an error.
     Service,
-    /// The API answers, the host for uploads cannot be reached.
+    /// The API answers, the host for uploads cannot be reached or refuses everything.
     Uploads,
 }
 
@@ -70,6 +70,8 @@ pub(crate) struct Link {
     finished: watch::Sender<u64>,
     /// The upload host that was found unreachable while the API was not.
     uploads: std::sync::Mutex<Option<UploadHost>>,
+    /// Upload hosts that refuse everybody.
+    outages: std::sync::Mutex<Outages<UploadHost>>,
     nudge: tokio::sync::Notify,
     /// Counts the changes of the network.
     changes: watch::Sender<u64>,
@@ -89,6 +91,7 @@ impl Link {
             probing: Mutex::new(0),
             finished: watch::Sender::new(0),
             uploads: std::sync::Mutex::new(None),
+            outages: std::sync::Mutex::default(),
             nudge: tokio::sync::Notify::new(),
             changes: watch::Sender::new(0),
         }
@@ -177,10 +180,7 @@ impl Link {
         if self.client.probe_host(&host, port).await.is_ok() {
             return true;
         }
-        *self
-            .uploads
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner) = Some((host.clone(), port));
+        *self.uploads.lock().unwrap_or_else(PoisonError::into_inner) = Some((host.clone(), port));
         self.set(LinkState::Offline {
             fault: LinkFault::Uploads,
             words: format!(
@@ -189,6 +189,30 @@ impl Link {
             ),
         });
         false
+    }
+
+    /// The storage refused a chunk with a 5xx. Takes the link offline if it refuses everybody.
+    pub(crate) fn storage_refused(&self, host: &UploadHost, refused: Refused) {
+        let down = self
+            .outages
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .refused(host, refused, self.since_boot());
+        if down {
+            self.set(refuses_everybody(host));
+        }
+    }
+
+    /// The storage took a chunk.
+    pub(crate) fn storage_served(&self, host: &UploadHost) {
+        self.outages
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .served(host);
+    }
+
+    fn since_boot(&self) -> Duration {
+        Duration::from_millis(u64::try_from(self.clock.boot().0).unwrap_or(0))
     }
 
     /// The network changed: idle connections may be dead, and whether the service can be reached is asked at once.
@@ -235,10 +259,7 @@ impl Link {
         if changed {
             match &found {
                 LinkState::Online => {
-                    *self
-                        .uploads
-                        .lock()
-                        .unwrap_or_else(std::sync::PoisonError::into_inner) = None;
+                    *self.uploads.lock().unwrap_or_else(PoisonError::into_inner) = None;
                     tracing::info!("the link is online");
                 }
                 LinkState::Offline { words, .. } => tracing::warn!("the link is offline: {words}"),
@@ -365,12 +386,22 @@ impl Link {
         None
     }
 
-    /// While the upload host is what was broken, the link is not online before that host is back.
+    /// While the upload host is what was broken, the link is not online before that host is back, or was left alone for long
+    /// enough to be asked again.
     async fn probe_uploads(&self) -> LinkState {
+        let held = self
+            .outages
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .held(self.since_boot())
+            .map(refuses_everybody);
+        if let Some(offline) = held {
+            return offline;
+        }
         let uploads = self
             .uploads
             .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .unwrap_or_else(PoisonError::into_inner)
             .clone();
         let Some((host, port)) = uploads else {
             return LinkState::Online;
@@ -385,6 +416,15 @@ impl Link {
                 ),
             },
         }
+    }
+}
+
+fn refuses_everybody((host, _): &UploadHost) -> LinkState {
+    LinkState::Offline {
+        fault: LinkFault::Uploads,
+        words: format!(
+            "Frame.io answers, but {host} (where chunks go) is in trouble and refuses all of them; waiting for it"
+        ),
     }
 }
 

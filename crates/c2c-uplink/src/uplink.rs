@@ -11,7 +11,7 @@ use c2c_protocol::{
     load_ca_file,
 };
 use c2c_queue::{
-    Added, Clock, Hold, Identity, MediaState, Queue, QueueStatus, Receipt, SqliteOptions,
+    Added, Clock, Hold, Identity, KeyStore, MediaState, Queue, QueueStatus, Receipt, SqliteOptions,
     SqliteQueue, SystemClock, Vault,
 };
 use tokio::sync::{Mutex, Notify, broadcast};
@@ -50,6 +50,7 @@ pub struct UplinkBuilder {
     settings: Settings,
     clock: Arc<dyn Clock>,
     key: Option<Vault>,
+    key_store: KeyStore,
     seed: Option<u64>,
 }
 
@@ -96,6 +97,7 @@ impl Uplink {
             settings: Settings::default(),
             clock: Arc::new(SystemClock),
             key: None,
+            key_store: KeyStore::File,
             seed: None,
         }
     }
@@ -512,9 +514,16 @@ impl UplinkBuilder {
         self
     }
 
-    /// The key that secrets are stored under, if the embedder keeps it; otherwise a key file in the state directory.
+    /// The key that secrets are stored under, if the embedder keeps it; otherwise [`UplinkBuilder::key_store`] counts.
     pub fn key(mut self, key: Vault) -> UplinkBuilder {
         self.key = Some(key);
+        self
+    }
+
+    /// Where the key is kept if the embedder does not hand it over; a file in the state directory by default. The keyring needs
+    /// the feature `keyring`, see [`Vault::stored`].
+    pub fn key_store(mut self, store: KeyStore) -> UplinkBuilder {
+        self.key_store = store;
         self
     }
 
@@ -538,6 +547,7 @@ impl UplinkBuilder {
             settings,
             clock,
             key,
+            key_store,
             seed,
         } = self;
         let state_dir = state_dir.ok_or_else(|| missing("a state directory"))?;
@@ -555,12 +565,12 @@ impl UplinkBuilder {
         let client = Client::new(api).map_err(|error| unusable(error.to_string(), error))?;
         let process = format!("{}-{}", std::process::id(), uuid_like());
         let store_clock = clock.clone();
-        let (queue_process, key_path) = (process.clone(), state_dir.join("key"));
+        let queue_process = process.clone();
         let networks = state_dir.join("networks.json");
         let opened = tokio::task::spawn_blocking(move || {
             let vault = match key {
                 Some(vault) => vault,
-                None => Vault::key_file(&key_path)?,
+                None => Vault::stored(key_store, &state_dir)?,
             };
             SqliteQueue::open(SqliteOptions {
                 path: state_dir.join("queue.db"),

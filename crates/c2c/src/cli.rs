@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use c2c_queue::MediaState;
+use c2c_queue::{KeyStore, MediaState};
+use clap::builder::TypedValueParser as _;
 use clap::{Args, Parser, Subcommand};
 use secrecy::SecretString;
 
@@ -101,6 +102,20 @@ pub(crate) struct Global {
         help_heading = "Global options"
     )]
     pub(crate) client_secret_file: Option<PathBuf>,
+
+    /// Where the key is kept that the stored secrets are sealed under, for a new state directory: `auto` takes the keyring of the
+    /// system where one is there and unlocked, and a file otherwise. An existing key stays where it is, but for `file`, which
+    /// moves it out of the keyring
+    #[arg(
+        long,
+        global = true,
+        env = "C2C_KEY_STORE",
+        value_name = "PLACE",
+        default_value_t = KeyStore::Auto,
+        value_parser = clap::builder::PossibleValuesParser::new(KeyStore::ALL.map(KeyStore::as_str)).try_map(|text| text.parse::<KeyStore>()),
+        help_heading = "Global options"
+    )]
+    pub(crate) key_store: KeyStore,
 
     /// Connect to ADDR instead of what HOST resolves to, for connections to this port; may be repeated
     #[arg(

@@ -58,6 +58,7 @@ pub(crate) async fn open(global: &Global, need: Need) -> Result<Uplink, Failure>
         .client_version(env!("CARGO_PKG_VERSION"))
         .api_url(&global.api_url)
         // The protocol refuses plain HTTP to anything but loopback all the same.
+        .key_store(global.key_store)
         .allow_plain_loopback(global.api_url.starts_with("http://"))
         .resolve(overrides);
     builder = global.tuning.apply(builder);

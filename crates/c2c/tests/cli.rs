@@ -500,6 +500,37 @@ async fn an_interrupted_upload_goes_on_and_sends_nothing_twice() {
     simulator.shutdown().await;
 }
 
+/// The authorization is taken away: the queue is kept, everything that waits says what for, and pairing again is enough.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_authorization_is_what_everything_waits_for() {
+    let simulator = simulator().await;
+    let place = Place::at(&simulator);
+    place.run(&["pair"]).await.exits(0);
+    place.file("clip.mov", 1000);
+    simulator.admin().revoke_all();
+    let ended = place.run(&["upload", "clip.mov"]).await.exits(3);
+    assert!(ended.err.contains("the queue is kept"), "{}", ended.err);
+    let row = &place.run(&["list", "--json"]).await.exits(0).document()["media"][0];
+    assert_eq!(row["reason"], "waits for a pairing: run `c2c pair`");
+    let told = place.run(&["explain", "1"]).await.exits(0);
+    assert!(
+        told.out
+            .contains("when this unit is paired: run `c2c pair`"),
+        "{}",
+        told.out
+    );
+    let status = place.run(&["status"]).await.exits(0);
+    assert!(status.out.contains("not paired"), "{}", status.out);
+    place.run(&["pair"]).await.exits(0);
+    place.run(&["upload"]).await.exits(0);
+    let row = &place.run(&["list", "--json"]).await.exits(0).document()["media"][0];
+    assert_eq!(
+        (&row["state"], &row["reason"]),
+        (&"delivered".into(), &Value::Null)
+    );
+    simulator.shutdown().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_delivered_is_listed_and_six() {
     let simulator = simulator().await;

@@ -112,8 +112,8 @@ impl Pairing {
                         self.state = State::Ask;
                         continue;
                     }
-                    let wait = (*interval).min(Duration::from_millis(left as u64));
-                    self.clock.sleep(wait).await;
+                    // The whole interval, even past the end of the code: what was typed in during its last seconds counts.
+                    self.clock.sleep(*interval).await;
                     let Credentials {
                         client_id,
                         client_secret,

@@ -12,10 +12,12 @@
 
 mod classify;
 mod fault;
+mod outage;
 mod policy;
 #[cfg(test)]
 mod rows;
 
 pub(crate) use classify::{classify_create, classify_put};
 pub use fault::{Asked, Effect, Fault};
+pub(crate) use outage::{Outages, Refused};
 pub use policy::{Judged, ROUNDS, Situation, TRIES, backoff, decide};

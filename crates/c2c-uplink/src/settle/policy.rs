@@ -83,6 +83,7 @@ pub fn decide(fault: &Fault, at: &Situation) -> Judged {
         }
         // The whole service is down: no media is to blame for that, whatever the status says.
         Fault::ServerError | Fault::Infrastructure(_) if !at.link_up => uncounted(Duration::ZERO),
+        Fault::Storage(asked) if !at.link_up => uncounted(asked_wait(asked, at.now)),
         Fault::Interrupted { link_up: true, .. } | Fault::Stalled { link_up: true, .. } => {
             counted(at, TRIES, CAP)
         }

@@ -317,8 +317,13 @@ fn r20_trouble_in_between_honours_retry_after() {
 }
 
 #[test]
-fn r20_r22_a_service_that_is_down_altogether_costs_nobody_a_try() {
-    for fault in [Fault::Infrastructure(Asked::default()), Fault::ServerError] {
+fn r20_r22_r25_a_service_that_is_down_altogether_costs_nobody_a_try() {
+    // Of the storage: `outage` tells that it is down. R-25 is what one media meets.
+    for fault in [
+        Fault::Infrastructure(Asked::default()),
+        Fault::ServerError,
+        Fault::Storage(Asked::default()),
+    ] {
         let down = Situation {
             link_up: false,
             ..at(TRIES, ROUNDS)

@@ -19,7 +19,7 @@ use crate::engine::{Checkout, Engine, Trouble, server_words};
 use crate::event::Event;
 use crate::host;
 use crate::progress::Flight;
-use crate::settle::{Fault, TRIES, classify_put};
+use crate::settle::{Fault, Refused, TRIES, classify_put};
 use crate::source;
 
 pub(crate) use airgate::{Airgate, Pass};
@@ -244,6 +244,7 @@ async fn attempt(
         .max(Duration::from_secs(chunk.length / SLOWEST));
     let (mut moved_at, mut moved, mut renewed_at) = (begun, 0u64, begun);
     let mut given = false;
+    let host = (url.host().to_owned(), url.port());
     let result = loop {
         tokio::select! {
             biased;
@@ -316,19 +317,29 @@ async fn attempt(
                     ..fault.into()
                 }));
             }
-            let link_up = engine
-                .link_up_after(&error, Some((url.host().to_owned(), url.port())))
-                .await;
+            let link_up = engine.link_up_after(&error, Some(host.clone())).await;
             if matches!(error.kind, ErrorKind::Transport(_)) {
                 engine.helm.gauge.fault();
             }
             if link_up && is_suspicious(&error) {
                 engine.wary.note(place);
             }
+            let fault = classify_put(&error, link_up);
+            if matches!(&error.kind, ErrorKind::Refused(refusal) if refusal.status >= 500)
+                && matches!(fault, Fault::Storage(_))
+            {
+                let refused = Refused {
+                    media: media.id,
+                    chunk: chunk.number,
+                    attempt: *attempt,
+                    served_before: media.chunks_sent > 0,
+                };
+                engine.link.storage_refused(&host, refused);
+            }
             return Ok(Attempted::Trouble(Trouble {
                 server: server_words(&error),
                 bytes_wasted: wasted,
-                ..classify_put(&error, link_up).into()
+                ..fault.into()
             }));
         }
     };
@@ -363,6 +374,7 @@ async fn attempt(
             ..fault.into()
         }));
     };
+    engine.link.storage_served(&host);
     let md5 = state.md5();
     if let Some(md5) = &md5
         && has_md5_form(etag)

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 mod bench;
+mod cards;
 mod chaos;
 mod clock;
 mod fairness;
@@ -11,6 +12,7 @@ mod interruptions;
 mod leases;
 mod links;
 mod month;
+mod outage;
 mod pauses;
 mod presence;
 mod proxy;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use c2c_simulator::{EndpointName, Simulator};
 use c2c_uplink::queue::{ByHand, Hold, MediaId, MediaState, Selection};
-use c2c_uplink::{AddMedia, Event, Standing, Uplink};
+use c2c_uplink::{AddMedia, Event, OrganiseBy, Standing, Uplink};
 
 use crate::bench::{Bench, PATIENCE, idle, media};
 
@@ -269,6 +269,31 @@ async fn random_pauses_are_kept() {
     }
     println!("{captured} captures, {withheld} in pauses");
     assert!(one || (withheld > 0 && withheld < captured));
+}
+
+/// Whoever asks for the folder of the day of the upload gives the protection up: no offset is sent, so the service cannot tell.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn organised_by_upload_date_no_offset_is_sent() {
+    let sim = Simulator::builder().poll_interval(Duration::from_millis(100));
+    let bench = Bench::paced(sim, 0.0).await;
+    let by_upload = bench.uplink().organise_by(OrganiseBy::UploadDate);
+    let uplink = by_upload.open().await.unwrap();
+    bench.drive(STEP, bench.pair(&uplink)).await;
+    bench.sim.admin().pause(0);
+    bench.advance(seconds(5));
+    let id = capture(&bench, &uplink, "in-a-pause.mov").await;
+    bench.advance(seconds(5));
+    bench.sim.admin().resume(0);
+    bench.advance(seconds(5));
+    uplink.start().await;
+    assert_eq!(settled(&uplink, &[id]).await, [MediaState::Delivered]);
+    let creates = bench.requests(EndpointName::CreateAsset);
+    let offsets: Vec<_> = creates
+        .into_iter()
+        .map(|create| create.create.unwrap().offset)
+        .collect();
+    assert_eq!(offsets, [None]);
+    uplink.shutdown().await.unwrap();
 }
 
 /// The wall clock jumps by days between capture and upload, and while media waits: the offset does not notice.

@@ -183,6 +183,48 @@ async fn a_pairing_survives_a_service_that_is_away() {
     uplink.shutdown().await.unwrap();
 }
 
+/// Polls keep their distance up to the end of a code and beyond, however the interval divides its life, and `slow_down` makes it
+/// longer for good.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn polls_keep_their_distance() {
+    let seven = Duration::from_secs(7);
+    let bench = Bench::paced(Simulator::builder().poll_interval(seven), 0.0).await;
+    let uplink = bench.uplink().open().await.unwrap();
+    let slow_down = Effect::Status {
+        status: 400,
+        body: BodyKind::Simple("slow_down".into()),
+        headers: Vec::new(),
+    };
+    let mut pairing = uplink.pair();
+    let step = Duration::from_millis(250);
+    for slowed in [false, true] {
+        let code = bench.drive(step, pairing.next()).await.unwrap();
+        assert!(matches!(code, Some(PairingStep::Code { .. })), "{code:?}");
+        if slowed {
+            let fault = Fault::new(EndpointName::Token, slow_down.clone());
+            bench.sim.admin().add_fault(fault.once());
+        }
+    }
+    let last = bench.drive(step, pairing.next()).await.unwrap();
+    assert!(matches!(last, Some(PairingStep::Code { .. })), "{last:?}");
+    let polls = bench.requests(EndpointName::Token);
+    assert!(polls.len() > 20, "{} polls", polls.len());
+    let mut least = seven;
+    for pair in polls.windows(2) {
+        let gap = pair[1].at.duration_since(pair[0].at).unwrap();
+        assert!(gap >= seven, "{gap:?} between {pair:?}");
+        if least > seven {
+            assert!(gap >= least, "{gap:?} after `slow_down`: {pair:?}");
+        }
+        if !pair[1].faults.is_empty() {
+            least = Duration::from_secs(12);
+        }
+    }
+    assert!(least > seven, "`slow_down` was said");
+    bench.assert_no_violations();
+    uplink.shutdown().await.unwrap();
+}
+
 /// Dropped at any moment, a pairing leaves nothing behind that blocks the next one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dropped_pairing_polls_no_more_and_blocks_nothing() {

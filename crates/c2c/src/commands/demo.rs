@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use c2c_queue::{MediaId, Receipt};
+use c2c_queue::{KeyStore, MediaId, Receipt};
 use c2c_simulator::{Delivered, Simulator};
 use c2c_uplink::Uplink;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -188,6 +188,8 @@ async fn against(
         client_id: Some("C2C-DEMO-1".to_owned()),
         client_secret: Some(SecretString::from(simulator.client_secret())),
         client_secret_file: None,
+        // Nothing of the demonstration goes into the keyring of whoever tries it.
+        key_store: KeyStore::File,
         resolve: Vec::new(),
         log: global.log.clone(),
         json: global.json,

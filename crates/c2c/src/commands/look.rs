@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use c2c_queue::{Identity, Media, MediaState, Queue, QueueStatus};
+use c2c_queue::{Connection, Identity, Media, MediaState, Queue, QueueStatus};
 use serde::Serialize;
 use serde_json::json;
 
@@ -37,7 +37,7 @@ pub(crate) async fn status(global: &Global, terminal: &Terminal) -> Result<(), F
     if let Some(queue) = queue {
         let connection = queue.connection().await?;
         // The tokens themselves stay sealed for somebody who only looks.
-        document.paired = connection.tokens.is_some() || connection.tokens_stored_at.is_some();
+        document.paired = is_paired(&connection);
         document.lost = connection.lost;
         document.identity = connection.identity;
         document.queue = queue.status().await?;
@@ -48,6 +48,14 @@ pub(crate) async fn status(global: &Global, terminal: &Terminal) -> Result<(), F
         terminal.result(&line)?;
     }
     Ok(())
+}
+
+/// What every media waits for while nobody has paired this unit, or since its authorization is gone.
+pub(crate) const UNPAIRED: &str = "waits for a pairing: run `c2c pair`";
+
+/// Whether there are tokens; they are not opened for it.
+pub(crate) fn is_paired(connection: &Connection) -> bool {
+    connection.tokens.is_some() || connection.tokens_stored_at.is_some()
 }
 
 fn describe(document: &StatusDocument, columns: Option<usize>) -> Vec<String> {
@@ -84,9 +92,14 @@ fn describe(document: &StatusDocument, columns: Option<usize>) -> Vec<String> {
     if let Some(ends) = document
         .identity
         .as_ref()
+        .filter(|_| document.paired)
         .and_then(|who| who.authorization_expires_at.as_deref())
     {
-        lines.push(format!("Authorized until {}", format::printable(ends)));
+        let moment = ends
+            .parse::<jiff::Timestamp>()
+            .map(|at| format::moment(at.as_millisecond()));
+        let moment = moment.unwrap_or_else(|_| format::printable(ends).to_string());
+        lines.push(format!("Authorized until {moment}"));
     }
     let queue = &document.queue;
     let mut table = Table::new(&[
@@ -156,9 +169,13 @@ struct ListRow {
 }
 
 impl ListRow {
-    fn of(media: Media) -> ListRow {
+    fn of(media: Media, paired: bool) -> ListRow {
+        let unpaired = !paired && !media.state.is_resting() && media.hold.is_none();
         ListRow {
-            reason: reason(&media),
+            reason: match unpaired {
+                true => Some(UNPAIRED.to_owned()),
+                false => reason(&media),
+            },
             id: media.id.0,
             name: media.name,
             // JSON has no way to write a path that is not Unicode; the id names the media all the same.
@@ -240,6 +257,7 @@ pub(crate) async fn list(global: &Global, terminal: &Terminal, args: &List) -> R
 
 async fn rows(queue: &Arc<dyn Queue>, states: &[MediaState]) -> Result<Vec<ListRow>, Failure> {
     let states = (!states.is_empty()).then(|| states.to_vec());
+    let paired = is_paired(&queue.connection().await?);
     let mut rows = Vec::new();
     let mut after = None;
     loop {
@@ -254,7 +272,7 @@ async fn rows(queue: &Arc<dyn Queue>, states: &[MediaState]) -> Result<Vec<ListR
             ));
         }
         after = Some(last.id);
-        rows.extend(page.into_iter().map(ListRow::of));
+        rows.extend(page.into_iter().map(|media| ListRow::of(media, paired)));
     }
 }
 

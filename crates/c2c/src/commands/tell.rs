@@ -9,6 +9,7 @@ use serde_json::json;
 use std::time::Duration;
 
 use crate::cli::{Global, One};
+use crate::commands::look::is_paired;
 use crate::error::{Exit, Failure};
 use crate::format;
 use crate::progress::hold_words;
@@ -25,8 +26,9 @@ pub(crate) async fn explain(
     let media = queue.media(id).await?.ok_or_else(|| no_such(id))?;
     let chunks = queue.chunks(id).await?;
     let history = queue.history(Some(id)).await?;
+    let paired = is_paired(&queue.connection().await?);
     queue.close().await?;
-    let next = next(&media, &chunks);
+    let next = next(&media, &chunks, paired);
     terminal.document(&json!({
         "media": media,
         "chunks": chunks,
@@ -151,7 +153,7 @@ fn wait(ms: u64) -> String {
 }
 
 /// What happens next, and when; or what a person could do.
-fn next(media: &Media, chunks: &[Chunk]) -> String {
+fn next(media: &Media, chunks: &[Chunk], paired: bool) -> String {
     let id = media.id;
     if let (Some(hold), false) = (media.hold, media.state.is_resting()) {
         return match hold {
@@ -165,6 +167,9 @@ fn next(media: &Media, chunks: &[Chunk]) -> String {
                 "it goes on by itself when the channel is resumed in Frame.io".into()
             }
         };
+    }
+    if !paired && !media.state.is_resting() {
+        return "it goes on when this unit is paired: run `c2c pair`, then `c2c upload`".into();
     }
     match media.state {
         MediaState::Queued => match media.due_in_ms {
