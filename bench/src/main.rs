@@ -1,5 +1,6 @@
 //! Measures c2c beside other uploaders.
 
+mod link;
 mod measure;
 mod peer;
 #[cfg(feature = "reqwest-peer")]
@@ -34,6 +35,8 @@ enum Command {
         #[arg(long)]
         dir: PathBuf,
     },
+    /// Measures what plain TCP gets through an emulated link, to see that the link is what it says
+    Link(link::Trial),
     /// Uploads with reqwest; one of the peers
     #[cfg(feature = "reqwest-peer")]
     ReqwestPeer(reqwest_peer::ReqwestPeer),
@@ -53,6 +56,8 @@ pub(crate) enum Failure {
     Tls(rustls::Error),
     #[error("c2c could not be paired: {0}")]
     Pairing(String),
+    #[error(transparent)]
+    Link(#[from] link::LinkError),
     #[error("JSON: {0}")]
     Json(serde_json::Error),
 }
@@ -61,6 +66,7 @@ fn main() -> Result<(), Failure> {
     match Cli::parse().command {
         Command::Run(run) => run.run(),
         Command::Sink { address, dir } => sink::serve(address, &dir),
+        Command::Link(trial) => trial.run(),
         #[cfg(feature = "reqwest-peer")]
         Command::ReqwestPeer(peer) => peer.run(),
     }

@@ -1,0 +1,275 @@
+//! A link that does not exist: two network namespaces with a modelled way between them.
+//!
+//! Invariants: nothing leaves this machine; the routes, devices and settings of its own network stay as they are; nothing is left
+//! when the process ends, however it ends.
+//!
+//! Needs root, `/dev/net/tun` and iproute2. Each namespace has one TUN device; two threads of this process move the packets between
+//! them ([`forward`]), and a model decides which, and when ([`queue`]).
+
+mod forward;
+mod netns;
+mod profile;
+mod queue;
+mod trial;
+mod tun;
+
+use std::io;
+use std::time::Instant;
+
+use fastrand::Rng;
+use serde::Serialize;
+
+use forward::Forwarder;
+use netns::{Namespaces, ip, within};
+pub(crate) use profile::Profile;
+use queue::{Model, Tally};
+pub(crate) use trial::Trial;
+use tun::Tun;
+
+/// The address of the client's side.
+pub(crate) const NEAR: &str = "10.77.0.1";
+
+/// The address of the server's side.
+pub(crate) const FAR: &str = "10.77.0.2";
+
+/// The name of the device, in both namespaces.
+const DEVICE: &str = "link0";
+
+/// Packets that wait for this process: so many that only the modelled queue drops any.
+const DEVICE_QUEUE: &str = "20000";
+
+/// Why there is no link.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LinkError {
+    /// This machine or user cannot have one.
+    #[error("links cannot be emulated here: {0}")]
+    Unavailable(String),
+    /// A program failed.
+    #[error("`{command}` failed: {said}")]
+    Command {
+        /// With its arguments.
+        command: String,
+        /// What it said about it.
+        said: String,
+    },
+    /// Something could not be done in a namespace.
+    #[error("namespace {name}: {source}")]
+    Namespace {
+        /// Which one.
+        name: String,
+        /// What happened.
+        source: io::Error,
+    },
+    /// The kernel does not know, or does not allow, the congestion control.
+    #[error("the congestion control {name:?} is not available in {namespace}: {source}")]
+    Congestion {
+        /// As asked for.
+        name: String,
+        /// Where it was set.
+        namespace: String,
+        /// What the kernel said.
+        source: Box<LinkError>,
+    },
+    /// The threads could not be started.
+    #[error("no thread for the link could be started: {0}")]
+    Thread(io::Error),
+}
+
+/// A link and what is at its ends. Both namespaces end with it, and so does whatever runs in them.
+#[derive(Debug)]
+pub(crate) struct Network {
+    // The order matters: the threads end before the namespaces do.
+    up: Forwarder,
+    down: Forwarder,
+    namespaces: Namespaces,
+    profile: Profile,
+    began: Instant,
+}
+
+/// What a link did since it came up, or since [`Network::renew`].
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Counts {
+    /// From the client to the server.
+    pub(crate) up: Way,
+    /// From the server to the client.
+    pub(crate) down: Way,
+    /// Seconds since it came up.
+    pub(crate) seconds: f64,
+    /// Of these, seconds without a cut.
+    pub(crate) seconds_up: f64,
+    /// Processor seconds that moving the packets took, what the kernel did with them meanwhile included.
+    pub(crate) cpu: f64,
+}
+
+/// What one direction of a link did. Bytes include IP headers.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub(crate) struct Way {
+    /// Packets sent into it.
+    pub(crate) packets: u64,
+    /// Bytes sent into it.
+    pub(crate) bytes: u64,
+    /// Packets that arrived or are about to.
+    pub(crate) delivered: u64,
+    /// Bytes that arrived or are about to.
+    pub(crate) delivered_bytes: u64,
+    /// Packets lost on the way.
+    pub(crate) lost: u64,
+    /// Packets that found the queue full.
+    pub(crate) dropped: u64,
+    /// Packets that a cut took.
+    pub(crate) cut: u64,
+    /// Packets that were to be delivered, or taken up, and were not because this machine was too slow: should be 0.
+    pub(crate) missed: u64,
+    /// Milliseconds that a packet waited in the queue, on average of those that were sent.
+    pub(crate) queueing_ms: f64,
+}
+
+/// Whether links can be emulated here.
+///
+/// # Errors
+///
+/// [`LinkError::Unavailable`] says what is missing.
+pub(crate) fn available() -> Result<(), LinkError> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(LinkError::Unavailable("only root may".to_owned()));
+    }
+    std::fs::File::open(tun::CLONE)
+        .map_err(|error| LinkError::Unavailable(format!("{}: {error}", tun::CLONE)))?;
+    ip(&["-Version"]).map_err(|error| LinkError::Unavailable(error.to_string()))
+}
+
+impl Network {
+    /// Makes both ends and the link between them, with this congestion control (`cubic`, `bbr`) for both.
+    ///
+    /// # Errors
+    ///
+    /// Where links cannot be emulated ([`available`]), or the congestion control is unknown. Nothing is left then.
+    pub(crate) fn up(profile: &Profile, congestion: &str) -> Result<Network, LinkError> {
+        available()?;
+        let namespaces = Namespaces::make()?;
+        let near = end(&namespaces.near, NEAR, FAR, congestion)?;
+        let far = end(&namespaces.far, FAR, NEAR, congestion)?;
+        let began = Instant::now();
+        let (up, down) = models(profile);
+        let up = Forwarder::start(
+            "link-up",
+            near.try_clone().map_err(LinkError::Thread)?,
+            far.try_clone().map_err(LinkError::Thread)?,
+            up,
+            began,
+        )
+        .map_err(LinkError::Thread)?;
+        let down =
+            Forwarder::start("link-down", far, near, down, began).map_err(LinkError::Thread)?;
+        Ok(Network {
+            up,
+            down,
+            namespaces,
+            profile: *profile,
+            began,
+        })
+    }
+
+    /// The namespace of the client, for `ip netns exec`.
+    pub(crate) fn near(&self) -> &str {
+        &self.namespaces.near
+    }
+
+    /// The namespace of the server, for `ip netns exec`.
+    pub(crate) fn far(&self) -> &str {
+        &self.namespaces.far
+    }
+
+    /// The link that is emulated.
+    pub(crate) fn profile(&self) -> &Profile {
+        &self.profile
+    }
+
+    /// Makes the link as new: empty, counts at zero, the first period of its cuts beginning now.
+    pub(crate) fn renew(&mut self) {
+        self.began = Instant::now();
+        let (up, down) = models(&self.profile);
+        self.up.renew(up, self.began);
+        self.down.renew(down, self.began);
+    }
+
+    /// What the link did so far.
+    pub(crate) fn counts(&self) -> Counts {
+        let since = self.began.elapsed();
+        let up = self.up.counts();
+        let down = self.down.counts();
+        Counts {
+            up: Way::new(up.0, up.1),
+            down: Way::new(down.0, down.1),
+            seconds: since.as_secs_f64(),
+            seconds_up: self
+                .profile
+                .cuts
+                .map_or(since, |cuts| cuts.time_up(since))
+                .as_secs_f64(),
+            cpu: (up.2 + down.2).as_secs_f64(),
+        }
+    }
+}
+
+impl Way {
+    fn new(tally: Tally, missed: u64) -> Way {
+        let sent = tally.delivered + tally.lost;
+        Way {
+            packets: tally.packets,
+            bytes: tally.bytes,
+            delivered: tally.delivered,
+            delivered_bytes: tally.delivered_bytes,
+            lost: tally.lost,
+            dropped: tally.dropped,
+            cut: tally.cut,
+            missed,
+            queueing_ms: 1000.0 * tally.waited.as_secs_f64() / sent.max(1) as f64,
+        }
+    }
+}
+
+fn models(profile: &Profile) -> (Model, Model) {
+    // Another seed each time: what is measured several times is to meet several losses.
+    (
+        Model::new(profile.up, profile.cuts, Rng::new()),
+        Model::new(profile.down, profile.cuts, Rng::new()),
+    )
+}
+
+/// One end: the device, its address, and how TCP behaves there.
+fn end(namespace: &str, own: &str, peer: &str, congestion: &str) -> Result<Tun, LinkError> {
+    let tun = within(namespace, || Tun::make(DEVICE))?;
+    let mtu = tun::MTU.to_string();
+    ip(&[
+        "-n", namespace, "address", "add", own, "peer", peer, "dev", DEVICE,
+    ])?;
+    ip(&[
+        "-n",
+        namespace,
+        "link",
+        "set",
+        DEVICE,
+        "mtu",
+        &mtu,
+        "txqueuelen",
+        DEVICE_QUEUE,
+        "up",
+    ])?;
+    set(namespace, "tcp_congestion_control", congestion).map_err(|source| {
+        LinkError::Congestion {
+            name: congestion.to_owned(),
+            namespace: namespace.to_owned(),
+            source: Box::new(source),
+        }
+    })?;
+    // What one connection learnt about the path would help the next, and the order of the runs would count.
+    set(namespace, "tcp_no_metrics_save", "1")?;
+    Ok(tun)
+}
+
+fn set(namespace: &str, setting: &str, value: &str) -> Result<(), LinkError> {
+    within(namespace, || {
+        std::fs::write(format!("/proc/sys/net/ipv4/{setting}"), value)
+    })
+}
