@@ -133,6 +133,8 @@ pub struct ChunkProof {
     pub etag: Option<String>,
     /// MD5 of what was sent, hexadecimal.
     pub md5: Option<String>,
+    /// CRC-64/NVME of what was sent. The receipt has that of the whole file if every chunk was reported with one.
+    pub crc64nvme: Option<u64>,
 }
 
 /// A chunk was recorded as sent.
@@ -475,6 +477,16 @@ pub trait Queue: Send + Sync + std::fmt::Debug + 'static {
     /// The stored server time at the start of `boot`.
     async fn anchor(&self, boot: &BootId) -> Result<Option<i64>, QueueError>;
 
+    // A memory that belongs to no project.
+
+    /// What was last remembered under `key`.
+    async fn recall(&self, key: &str) -> Result<Option<String>, QueueError>;
+    /// Remembers `value` under `key` (1 to 64 bytes), in the place of what was there; `None` forgets it. Another project
+    /// leaves it alone. For a few things that can be learned anew, not for secrets: there is room for 64 keys with values of
+    /// up to 64 KiB each, and the one that was written longest ago makes room for another. A key or a value that is too long is
+    /// [`QueueError::Invalid`].
+    async fn remember(&self, key: &str, value: Option<String>) -> Result<(), QueueError>;
+
     // Reading.
 
     /// The queue in numbers.
@@ -488,8 +500,8 @@ pub trait Queue: Send + Sync + std::fmt::Debug + 'static {
         after: Option<MediaId>,
         limit: u32,
     ) -> Result<Vec<Media>, QueueError>;
-    /// The media that are held, in order of id, at most `limit`. Costs nothing for those that are not.
-    async fn held(&self, limit: u32) -> Result<Vec<Media>, QueueError>;
+    /// The media that are held, in order of id, after `after`, at most `limit`. Costs nothing for those that are not.
+    async fn held(&self, after: Option<MediaId>, limit: u32) -> Result<Vec<Media>, QueueError>;
     /// The media that are next in line: unfinished, in the order in which they are worked on, at most `limit`.
     async fn upcoming(&self, limit: u32) -> Result<Vec<Media>, QueueError>;
     /// The chunks of the current registration of a media; of a delivered one as its receipt tells them.

@@ -63,7 +63,12 @@ pub struct Receipt {
     pub bytes_resent: u64,
     /// The chunks.
     pub chunks: Vec<ReceiptChunk>,
-    /// SHA-256 of the whole file, hexadecimal; absent until the receipt is sealed.
+    /// CRC-64/NVME of the whole file as it was sent, written as S3 does (`x-amz-checksum-crc64nvme` of a full object: base64 of
+    /// 8 bytes). `None` if a chunk was sent without one, as all were by earlier versions.
+    #[serde(default)]
+    pub crc64nvme: Option<String>,
+    /// SHA-256 of the whole file, hexadecimal; absent until the receipt is sealed, which is done on request only: it takes
+    /// a second reading of the file.
     pub sha256: Option<String>,
     /// Why there is no SHA-256, if there will be none.
     pub unsealed: Option<String>,

@@ -108,6 +108,7 @@ async fn claim_and_send(queue: &dyn Queue) {
             ChunkProof {
                 etag: None,
                 md5: None,
+                crc64nvme: None,
             },
         )
         .await

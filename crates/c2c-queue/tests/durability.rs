@@ -107,6 +107,7 @@ async fn send(queue: &dyn Queue) -> bool {
             ChunkProof {
                 etag: None,
                 md5: None,
+                crc64nvme: None,
             },
         )
         .await

@@ -114,6 +114,7 @@ pub(super) fn proof() -> ChunkProof {
     ChunkProof {
         etag: Some(md5.to_owned()),
         md5: Some(md5.to_owned()),
+        crc64nvme: None,
     }
 }
 

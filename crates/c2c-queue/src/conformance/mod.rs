@@ -98,8 +98,8 @@ pub fn cases() -> Vec<Case> {
             not_too_far_ahead, an_asset_comes_with_all_its_chunks, chunks_must_cover_the_file,
             every_verdict_does_what_it_says, a_used_up_round_falls_behind_everybody, a_fault_is_remembered,
             a_changed_file_goes_on, a_file_taken_anew_has_another_capture,
-            a_try_that_succeeded_does_not_count, registrations_are_counted_from_a_retry, an_old_lease_is_not_heard;
-        transfer: chunks_in_order_and_media_in_order, urls_come_back_and_age, the_last_chunk_delivers,
+            a_try_that_succeeded_does_not_count, several_workers_register_in_order, registrations_are_counted_from_a_retry, an_old_lease_is_not_heard;
+        transfer: chunks_in_order_and_media_in_order, urls_come_back_and_age, the_last_chunk_delivers, the_checksum_of_a_file_is_made_of_those_of_its_chunks,
             an_empty_file_is_delivered, a_damaged_chunk_is_refused, progress_starts_the_count_again,
             every_verdict_does_what_it_says, a_round_is_used_up_once, rest_voids_every_lease,
             a_held_media_may_finish, a_chunk_cannot_withhold, bytes_in_vain_are_counted,
@@ -113,7 +113,7 @@ pub fn cases() -> Vec<Case> {
             one_more_try_after_a_restart, a_final_try_ends_with_progress;
         pairing: the_client_id_stays, tokens_are_kept_and_age, a_refresh_in_flight_is_seen_after_a_crash,
             lost_tokens_leave_everything_else, another_project_empties_the_queue, the_first_pairing_empties_nothing,
-            anchors_by_boot;
+            anchors_by_boot, what_was_learned_outlives_the_project;
         reading: the_queue_in_numbers, pages_by_state, those_that_are_held, in_the_order_of_work, receipts_are_sealed_once,
             history_tells_the_life, closed_is_closed;
     }

@@ -2,6 +2,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use crate::clock::{BootId, Clock};
 use crate::connection::{Airlock, Identity, RefreshState, Tokens};
+use crate::error::QueueError;
 use crate::history::Event;
 use crate::queue::QueueStatus;
 
@@ -268,4 +269,39 @@ pub(super) async fn anchors_by_boot(kit: Kit) {
         Some(1_700_000_000_000)
     );
     assert_eq!(kit.queue.anchor(&two).await.unwrap(), Some(-6));
+}
+
+pub(super) async fn what_was_learned_outlives_the_project(kit: Kit) {
+    let recall = async |kit: &Kit, key: &str| kit.queue.recall(key).await.unwrap();
+    assert_eq!(recall(&kit, "networks").await, None);
+    let large = "x".repeat(64 * 1024);
+    for (key, value) in [("networks", "one"), ("large", &large), ("networks", "two")] {
+        let value = Some(value.to_owned());
+        kit.queue.remember(key, value).await.unwrap();
+    }
+    kit.queue.store_identity(identity("p-1")).await.unwrap();
+    kit.queue.store_identity(identity("p-2")).await.unwrap();
+    let kit = kit.restart(false).await;
+    assert_eq!(recall(&kit, "networks").await.as_deref(), Some("two"));
+    assert_eq!(recall(&kit, "large").await, Some(large.clone()));
+    assert_eq!(recall(&kit, "network").await, None);
+    let invalid = |result| assert!(matches!(result, Err(QueueError::Invalid(_))), "{result:?}");
+    let value = || Some("v".to_owned());
+    invalid(kit.queue.remember("", value()).await);
+    invalid(kit.queue.remember(&"k".repeat(65), value()).await);
+    invalid(kit.queue.remember("large", Some(large.clone() + "x")).await);
+    assert_eq!(recall(&kit, "large").await, Some(large));
+    kit.queue.remember("large", None).await.unwrap();
+    kit.queue.remember("never", None).await.unwrap();
+    assert_eq!(recall(&kit, "large").await, None);
+    // One key is there; as many as there is room for come, and one of them is written again before the room runs out.
+    for number in 0..63 {
+        let key = format!("key-{number}");
+        kit.queue.remember(&key, value()).await.unwrap();
+    }
+    kit.queue.remember("networks", value()).await.unwrap();
+    kit.queue.remember(&"k".repeat(64), value()).await.unwrap();
+    assert_eq!(recall(&kit, "networks").await, value());
+    assert_eq!(recall(&kit, "key-0").await, None, "the oldest made room");
+    assert_eq!(recall(&kit, "key-1").await, value());
 }

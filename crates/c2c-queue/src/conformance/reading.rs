@@ -94,10 +94,11 @@ pub(super) async fn pages_by_state(kit: Kit) {
 }
 
 pub(super) async fn those_that_are_held(kit: Kit) {
-    let held = async |limit| -> Vec<MediaId> {
-        let held = kit.queue.held(limit).await.unwrap();
+    let page = async |after, limit| -> Vec<MediaId> {
+        let held = kit.queue.held(after, limit).await.unwrap();
         held.into_iter().map(|media| media.id).collect()
     };
+    let held = async |limit| page(None, limit).await;
     let sending = kit.registered("a", &[1, 1]).await;
     let free = kit.add("b", 1).await;
     let mut away = clip("c", 1);
@@ -110,7 +111,7 @@ pub(super) async fn those_that_are_held(kit: Kit) {
     assert_eq!(held(1).await, [sending]);
     assert_eq!(held(0).await, []);
     assert_eq!(
-        kit.queue.held(2).await.unwrap()[1],
+        kit.queue.held(None, 2).await.unwrap()[1],
         kit.media(away).await,
         "as they are"
     );
@@ -119,6 +120,9 @@ pub(super) async fn those_that_are_held(kit: Kit) {
     assert_eq!(claim.media.id, free);
     kit.by_hand(&[free], ByHand::Hold).await;
     assert_eq!(held(10).await, [sending, free, away]);
+    assert_eq!(page(Some(sending), 1).await, [free]);
+    assert_eq!(page(Some(free), 10).await, [away]);
+    assert_eq!(page(Some(away), 10).await, []);
     // Rest ends a hold.
     kit.by_hand(&[sending], ByHand::Cancel).await;
     kit.queue.unhold_all(Hold::VolumeAway).await.unwrap();

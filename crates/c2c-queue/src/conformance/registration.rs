@@ -560,3 +560,30 @@ pub(super) async fn an_old_lease_is_not_heard(kit: Kit) {
         .await
         .unwrap();
 }
+
+pub(super) async fn several_workers_register_in_order(kit: Kit) {
+    let mut expected = Vec::new();
+    for number in 0..8 {
+        expected.push(kit.add(&format!("clip-{number}"), 1).await);
+    }
+    let mut urgent = clip("urgent", 1);
+    urgent.priority = 1;
+    expected.insert(0, kit.add_new(urgent).await);
+    // Four at once, twice: together they have the first eight, nobody has what another one has.
+    for four in expected.chunks_exact(4) {
+        let workers = (0..4).map(|worker| {
+            let (queue, holder) = (kit.queue.clone(), kit.holder(&format!("register-{worker}")));
+            tokio::spawn(async move { queue.claim_registration(&holder, LEASE, None).await })
+        });
+        let mut got = Vec::new();
+        for worker in workers.collect::<Vec<_>>() {
+            match worker.await.unwrap().unwrap() {
+                Claim::Got(claim) => got.push((claim.lease.token, claim.media.id)),
+                other => panic!("there is enough for everybody: {other:?}"),
+            }
+        }
+        got.sort_unstable();
+        let ids: Vec<_> = got.iter().map(|(_, id)| *id).collect();
+        assert_eq!(ids, four, "in the order of the leases");
+    }
+}

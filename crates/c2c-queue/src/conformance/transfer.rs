@@ -77,6 +77,7 @@ pub(super) async fn the_last_chunk_delivers(kit: Kit) {
             ChunkProof {
                 etag: Some("\"x-2".to_owned()),
                 md5: None,
+                crc64nvme: None,
             },
         )
         .await;
@@ -531,4 +532,40 @@ pub(super) async fn two_workers_never_share(kit: Kit) {
             .len(),
         32
     );
+}
+
+pub(super) async fn the_checksum_of_a_file_is_made_of_those_of_its_chunks(kit: Kit) {
+    let proof = |crc64nvme| ChunkProof {
+        etag: None,
+        md5: None,
+        crc64nvme,
+    };
+    // "123456789" in three pieces, of which the last arrives first.
+    let pieces = [
+        0x29f5_dbe7_e2ff_71d4,
+        0x8600_2263_feea_9258,
+        0x2106_f432_5fb4_ab3d,
+    ];
+    let whole = kit.registered("a", &[4, 3, 2]).await;
+    let mut claims = [kit.chunk().await, kit.chunk().await, kit.chunk().await];
+    claims.reverse();
+    for (claim, crc) in claims.iter().zip(pieces.iter().rev()) {
+        let sent = kit.queue.chunk_sent(&claim.lease, proof(Some(*crc))).await;
+        sent.unwrap();
+    }
+    let holed = kit.registered("b", &[4, 3]).await;
+    for crc in [None, Some(pieces[1])] {
+        let claim = kit.chunk().await;
+        kit.queue
+            .chunk_sent(&claim.lease, proof(crc))
+            .await
+            .unwrap();
+    }
+    let kit = kit.restart(false).await;
+    let receipt = async |id| kit.queue.receipt(id).await.unwrap().unwrap();
+    assert_eq!(
+        receipt(whole).await.crc64nvme.as_deref(),
+        Some("rosUhgp5mIg=")
+    );
+    assert_eq!(receipt(holed).await.crc64nvme, None);
 }

@@ -14,7 +14,10 @@ use crate::host;
 use super::{Done, files};
 
 /// Step `n` leads from format `n` to format `n + 1`.
-const STEPS: [&str; 1] = [include_str!("migrations/001_initial.sql")];
+const STEPS: [&str; 2] = [
+    include_str!("migrations/001_initial.sql"),
+    include_str!("migrations/002_checksums.sql"),
+];
 
 /// Brings the file to the newest format, and checks it if its last owner did not close it.
 pub(super) fn to_newest(db: &mut Db, path: &Path) -> Result<(), QueueError> {
@@ -161,17 +164,17 @@ mod tests {
         let (_dir, path, mut db) = fresh();
         db.execute("UPDATE store SET client_id = 'kept'", [])
             .unwrap();
-        migrate(&mut db, &path, &[STEPS[0], NEXT]).unwrap();
+        migrate(&mut db, &path, &[STEPS[0], STEPS[1], NEXT]).unwrap();
         let row: (String, String) = db
             .query_row("SELECT client_id, test_note FROM store", [], |row| {
                 Ok((row.get(0)?, row.get(1)?))
             })
             .unwrap();
         assert_eq!(row, ("kept".to_owned(), "migrated".to_owned()));
-        assert_eq!(format(&db).unwrap(), 2);
+        assert_eq!(format(&db).unwrap(), 3);
 
-        let copy = Db::open(copy_path(&path, 1)).unwrap();
-        assert_eq!(format(&copy).unwrap(), 1, "the copy has the old format");
+        let copy = Db::open(copy_path(&path, 2)).unwrap();
+        assert_eq!(format(&copy).unwrap(), 2, "the copy has the old format");
         let kept: String = copy
             .query_row("SELECT client_id FROM store", [], |row| row.get(0))
             .unwrap();
@@ -181,8 +184,8 @@ mod tests {
             matches!(
                 error,
                 QueueError::TooNew {
-                    found: 2,
-                    known: 1,
+                    found: 3,
+                    known: 2,
                     ..
                 }
             ),
@@ -193,8 +196,8 @@ mod tests {
     #[test]
     fn a_broken_step_changes_nothing() {
         let (_dir, path, mut db) = fresh();
-        migrate(&mut db, &path, &[STEPS[0], NEXT, BROKEN]).unwrap_err();
-        assert_eq!(format(&db).unwrap(), 1);
+        migrate(&mut db, &path, &[STEPS[0], STEPS[1], NEXT, BROKEN]).unwrap_err();
+        assert_eq!(format(&db).unwrap(), 2);
         assert!(db.prepare("SELECT test_note FROM store").is_err());
     }
 

@@ -14,6 +14,7 @@ mod hand;
 mod intake;
 mod leases;
 mod lines;
+mod memory;
 mod migrate;
 mod pairing;
 mod reading;
@@ -496,6 +497,20 @@ impl Queue for SqliteQueue {
             .await
     }
 
+    async fn recall(&self, key: &str) -> Result<Option<String>, QueueError> {
+        let key = key.to_owned();
+        self.read("recall something", move |tx| memory::recall(tx, &key))
+            .await
+    }
+
+    async fn remember(&self, key: &str, value: Option<String>) -> Result<(), QueueError> {
+        let key = key.to_owned();
+        self.write("remember something", move |tx| {
+            memory::remember(tx, &key, value.as_deref())
+        })
+        .await
+    }
+
     async fn status(&self) -> Result<QueueStatus, QueueError> {
         self.read("read its status", reading::status).await
     }
@@ -517,8 +532,8 @@ impl Queue for SqliteQueue {
         .await
     }
 
-    async fn held(&self, limit: u32) -> Result<Vec<Media>, QueueError> {
-        self.read("list held media", move |tx| reading::held(tx, limit))
+    async fn held(&self, after: Option<MediaId>, limit: u32) -> Result<Vec<Media>, QueueError> {
+        self.read("list held media", move |tx| reading::held(tx, after, limit))
             .await
     }
 

@@ -83,9 +83,10 @@ pub(super) fn list(
 }
 
 /// Media that are held; the schema lets no resting media be.
-pub(super) fn held(tx: &Tx<'_>, limit: u32) -> Done<Vec<Media>> {
-    let rest = "INDEXED BY media_held WHERE hold IS NOT NULL ORDER BY id LIMIT ?";
-    media_where(tx, rest, &[&limit])
+pub(super) fn held(tx: &Tx<'_>, after: Option<MediaId>, limit: u32) -> Done<Vec<Media>> {
+    let after = after.map_or(i64::MIN, |id| id.0);
+    let rest = "INDEXED BY media_held WHERE hold IS NOT NULL AND id > ? ORDER BY id LIMIT ?";
+    media_where(tx, rest, &[&after, &limit])
 }
 
 /// Media in the order of work.

@@ -251,7 +251,7 @@ async fn every_hot_statement_has_its_index() {
             "media_held",
         ),
         (
-            "SELECT name FROM media INDEXED BY media_held WHERE hold IS NOT NULL ORDER BY id LIMIT ?1",
+            "SELECT name FROM media INDEXED BY media_held WHERE hold IS NOT NULL AND id > ?1 ORDER BY id LIMIT ?2",
             "media_held",
         ),
         (
@@ -415,4 +415,88 @@ async fn a_full_disk_refuses_and_is_survived() {
         accepted + 1
     );
     queue.close().await.unwrap();
+}
+
+/// A file of format 1 with a media of which one chunk is sent and one is not, and with a receipt.
+fn format_1(path: &std::path::Path) {
+    files::create(path).unwrap();
+    let db = files::connect(path).unwrap();
+    db.execute_batch(include_str!("migrations/001_initial.sql"))
+        .unwrap();
+    let url = vault()
+        .seal(
+            claim::URL,
+            &claim::url_row(MediaId(1), 1),
+            "https://uploads.invalid/1",
+        )
+        .unwrap();
+    db.execute_batch(
+        "INSERT INTO media (path, name, size, mtime_ns, filetype, capture_wall, capture_source, channel, priority, \
+            position, added_at) VALUES ('/card/clip', 'clip', 9, 1, 'video/mp4', 0, 'given', 0, 0, 1, 5);
+        UPDATE media SET state = 'registering', lease_token = 1, lease_process = 'p', lease_worker = 'w', lease_until = 1;
+        INSERT INTO chunk (media_id, number, start, length, url) VALUES (1, 0, 0, 4, x'00'), (1, 1, 4, 5, x'00');
+        UPDATE media SET state = 'transferring', asset_id = 'asset', project_id = 'project', registered_at = 6, \
+            urls_at = 1, registrations = 1, chunk_count = 2, chunks_ready = 2, wake_at = 0, due = 1, \
+            lease_token = NULL, lease_process = NULL, lease_worker = NULL, lease_until = NULL;
+        UPDATE chunk SET state = 'sending', lease_token = 2, lease_process = 'p', lease_worker = 'w', lease_until = 1, \
+            lease_round = 0 WHERE number = 0;
+        UPDATE chunk SET state = 'sent', sent_at = 7, etag = 'e', url = NULL, lease_token = NULL, lease_process = NULL, \
+            lease_worker = NULL, lease_until = NULL, lease_round = NULL WHERE number = 0;
+        UPDATE store SET clean = 1, store_ms = 1;",
+    )
+    .unwrap();
+    db.execute("UPDATE chunk SET url = ? WHERE number = 1", [url])
+        .unwrap();
+    let body = r#"{"version":1,"media":7,"name":"old","path":"/card/old","filetype":"video/mp4","size":1,
+        "asset_id":"a","project_id":"p","capture":{"wall":0,"boot_id":null,"boot":null,"source":"given"},
+        "added_at":1,"registered_at":2,"delivered_at":3,"tries":2,"registrations":1,"possible_duplicates":0,
+        "bytes_resent":0,"chunks":[],"sha256":null,"unsealed":null}"#;
+    db.execute(
+        "INSERT INTO receipt (media_id, project_id, delivered_at, body) VALUES (7, 'p', 3, ?)",
+        [body],
+    )
+    .unwrap();
+    db.pragma_update(None, "application_id", files::APPLICATION_ID)
+        .unwrap();
+    db.pragma_update(None, "user_version", 1).unwrap();
+}
+
+#[tokio::test]
+async fn a_queue_of_format_1_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    format_1(&dir.path().join("queue.db"));
+    let queue = open(dir.path());
+    assert_eq!(
+        queue.receipt(MediaId(7)).await.unwrap().unwrap().name,
+        "old"
+    );
+    let status = queue.status().await.unwrap();
+    assert_eq!(status.of(MediaState::Transferring).bytes_sent, 4);
+    let holder = Holder {
+        process: "run".to_owned(),
+        worker: "w".to_owned(),
+    };
+    let claim = queue
+        .claim_chunk(&holder, Duration::from_secs(60))
+        .await
+        .unwrap();
+    let Claim::Got(claim) = claim else {
+        panic!("the second chunk waits");
+    };
+    assert_eq!(
+        secrecy::ExposeSecret::expose_secret(&claim.url),
+        "https://uploads.invalid/1"
+    );
+    let proof = ChunkProof {
+        etag: None,
+        md5: None,
+        crc64nvme: Some(1),
+    };
+    let sent = queue.chunk_sent(&claim.lease, proof).await.unwrap();
+    let receipt = sent.receipt.unwrap();
+    assert_eq!((receipt.chunks.len(), receipt.crc64nvme), (2, None));
+    queue
+        .remember("networks", Some("known".to_owned()))
+        .await
+        .unwrap();
 }

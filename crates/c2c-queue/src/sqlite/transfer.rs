@@ -2,6 +2,7 @@
 
 use rusqlite::{OptionalExtension, params};
 
+use crate::checksum;
 use crate::clock::WallTime;
 use crate::error::QueueError;
 use crate::history::{Event, Operation};
@@ -27,7 +28,7 @@ pub(super) fn sent(tx: &Tx<'_>, lease: &Lease, proof: &ChunkProof) -> Done<Sent>
             format!("chunk {number} of media {id} arrived damaged: its ETag is not its MD5");
         return Err(QueueError::Invalid(words).into());
     }
-    let sql = "UPDATE chunk SET state = 'sent', sent_at = ?, etag = ?, md5 = ?, acknowledged = ?, not_before = 0, \
+    let sql = "UPDATE chunk SET state = 'sent', sent_at = ?, etag = ?, md5 = ?, crc64nvme = ?, acknowledged = ?, not_before = 0, \
         url = NULL, lease_token = NULL, lease_process = NULL, lease_worker = NULL, lease_until = NULL, \
         lease_round = NULL WHERE media_id = ? AND number = ?";
     change(
@@ -37,6 +38,7 @@ pub(super) fn sent(tx: &Tx<'_>, lease: &Lease, proof: &ChunkProof) -> Done<Sent>
             &tx.wall,
             &proof.etag,
             &proof.md5,
+            &proof.crc64nvme.map(u64::cast_signed),
             &rows::number(length),
             &id.0,
             &number,
@@ -77,15 +79,21 @@ fn deliver(tx: &Tx<'_>, media: &Media) -> Done<Receipt> {
 }
 
 fn receipt(tx: &Tx<'_>, media: &Media) -> Done<Receipt> {
-    let sql = "SELECT number, start, length, etag, md5, tries_total, sent_at FROM chunk WHERE media_id = ? \
+    let sql = "SELECT number, start, length, etag, md5, tries_total, sent_at, crc64nvme FROM chunk WHERE media_id = ? \
         ORDER BY number";
     let mut statement = tx.db.prepare_cached(sql)?;
+    let mut whole = Some(0);
     let chunks = statement.query_map(params![media.id.0], |row| {
         let (etag, md5): (Option<String>, Option<String>) = (row.get(3)?, row.get(4)?);
+        let length = row.get::<_, i64>(2)?.cast_unsigned();
+        let crc = row.get::<_, Option<i64>>(7)?.map(i64::cast_unsigned);
+        whole = whole
+            .zip(crc)
+            .map(|(whole, crc)| checksum::combine(whole, crc, length));
         Ok(ReceiptChunk {
             number: row.get(0)?,
             start: row.get::<_, i64>(1)?.cast_unsigned(),
-            length: row.get::<_, i64>(2)?.cast_unsigned(),
+            length,
             verified: verified(etag.as_deref(), md5.as_deref()),
             etag,
             md5,
@@ -113,6 +121,7 @@ fn receipt(tx: &Tx<'_>, media: &Media) -> Done<Receipt> {
         possible_duplicates: media.possible_duplicates,
         bytes_resent: media.bytes_resent,
         chunks,
+        crc64nvme: whole.map(checksum::base64),
         sha256: None,
         unsealed: None,
     })

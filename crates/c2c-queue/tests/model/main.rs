@@ -431,6 +431,7 @@ impl World {
                                 ChunkProof {
                                     etag: None,
                                     md5: None,
+                                    crc64nvme: None,
                                 },
                             )
                             .await;
@@ -774,7 +775,7 @@ impl World {
             .filter(|media| reference.media[&media.id.0].hold.is_some())
             .cloned()
             .collect();
-        assert_eq!(queue.held(1000).await.unwrap(), held);
+        assert_eq!(queue.held(None, 1000).await.unwrap(), held);
         let mut line: Vec<_> = reference
             .media
             .iter()

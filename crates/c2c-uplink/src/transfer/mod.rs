@@ -388,6 +388,7 @@ async fn attempt(
     Ok(Attempted::Sent(ChunkProof {
         etag: Some(etag.clone()),
         md5,
+        crc64nvme: None,
     }))
 }
 

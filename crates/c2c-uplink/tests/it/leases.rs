@@ -118,6 +118,7 @@ async fn a_silent_chunk_is_taken_over() {
     let proof = ChunkProof {
         etag: Some("late".into()),
         md5: None,
+        crc64nvme: None,
     };
     let late = uplink.queue().chunk_sent(&claim.lease, proof).await;
     assert!(matches!(late, Err(QueueError::LeaseLost(_))), "{late:?}");
