@@ -57,6 +57,8 @@ pub(crate) enum Failure {
     #[error("c2c could not be paired: {0}")]
     Pairing(String),
     #[error(transparent)]
+    Profile(#[from] link::UnknownProfile),
+    #[error(transparent)]
     Link(#[from] link::LinkError),
     #[error("JSON: {0}")]
     Json(serde_json::Error),

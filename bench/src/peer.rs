@@ -126,12 +126,11 @@ impl Peer {
                 let mut ours = task(&sibling("c2c")?)
                     .args(["upload", "--create-rate", "unlimited", "--state-dir"])
                     .args([&state]);
-                if auto {
-                    ours = ours.args(["--congestion", "auto"]);
-                } else {
-                    ours = ours
-                        .args(["--transfers", &connections, "--congestion", job.congestion])
-                        .args(["--verify", if verify { "on" } else { "off" }]);
+                ours = ours
+                    .args(["--congestion", job.congestion])
+                    .args(["--verify", if verify { "on" } else { "off" }]);
+                if !auto {
+                    ours = ours.args(["--transfers", &connections]);
                 }
                 ours.args(job.files)
                     .env("C2C_API_URL", &job.sink.api)

@@ -12,11 +12,12 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::Failure;
+use crate::link;
 use crate::measure::{Cost, Task};
 use crate::peer::{Job, PIECE, Peer, sibling};
 use crate::sink::{Addresses, Counts};
 use crate::table::{Summary, replace, table};
-use crate::work::Work;
+use crate::work::{Place, Work};
 
 #[derive(Args)]
 pub(crate) struct Run {
@@ -56,6 +57,8 @@ struct Ran {
     wanted: u64,
     /// Bits per second of the link, if it was one.
     rate: Option<u64>,
+    /// What the link did.
+    line: Option<link::Counts>,
     trouble: Option<String>,
 }
 
@@ -85,10 +88,10 @@ impl Run {
 
     fn work(&self, work: &Work, dir: &Path, python: &Path) -> Result<Vec<Ran>, Failure> {
         let files = work.files(dir)?;
-        let place = work.place()?;
-        let sink = Running::start(&dir.join("sink"), work, &*place)?;
+        let mut place = work.place()?;
+        let sink = Running::start(&dir.join("sink"), work, &place)?;
         let paired = dir.join("paired");
-        pair(&paired, &sink.addresses, &*place)?;
+        pair(&paired, &sink.addresses, &place)?;
         let mut ran = Vec::new();
         let peers: Vec<Peer> = Peer::ALL
             .into_iter()
@@ -112,14 +115,19 @@ impl Run {
                     paired: &paired,
                     scratch: &dir.join("scratch"),
                     connections,
-                    congestion: "system",
+                    congestion: if work.link.is_some() {
+                        "system"
+                    } else {
+                        "cubic"
+                    },
                     python,
                 };
                 let mut task = peer.task(&job)?;
                 task.core = work.link.is_none().then_some(0);
                 task.namespace = place.near();
                 task.limit = work.limit;
-                sink.ask("POST", "/_reset", &*place)?;
+                sink.ask("POST", "/_reset", &place)?;
+                place.renew();
                 let (cost, words) = match task.run() {
                     Ok(ended) => ended,
                     Err(failure) => {
@@ -128,7 +136,8 @@ impl Run {
                         continue;
                     }
                 };
-                let counts: Counts = serde_json::from_str(&sink.ask("GET", "/_counts", &*place)?)
+                let line = place.counts();
+                let counts: Counts = serde_json::from_str(&sink.ask("GET", "/_counts", &place)?)
                     .map_err(Failure::Json)?;
                 let complete = work.limit.is_some() || counts.bytes_whole >= files.bytes;
                 let trouble = (!(cost.ended_well || cost.cut_off) || !complete).then_some(words);
@@ -155,7 +164,8 @@ impl Run {
                     cost,
                     counts,
                     wanted: files.bytes,
-                    rate: work.rate(),
+                    rate: place.rate(),
+                    line,
                     trouble,
                 });
             }
@@ -195,44 +205,52 @@ fn tell(work: &Work, ran: &[Ran]) -> String {
         };
         let memory = column(&|one| one.cost.memory, 0);
         let connections = column(&|one| one.counts.connections as f64, 0);
-        rows.push(
-            if let (Some(rate), Some(limit)) = (work.rate(), work.limit) {
-                let share = |one: &Ran| {
-                    one.counts.bytes as f64 * 8.0 / limit.as_secs_f64() / rate as f64 * 100.0
-                };
-                vec![
-                    title,
-                    column(&share, 0),
-                    connections,
-                    memory,
-                    column(&|one| one.cost.cpu, 2),
-                ]
-            } else {
-                let ratios: Vec<f64> = good
-                    .iter()
-                    .filter_map(|one| Some(one.cost.cpu / yardstick.get(&one.round)?))
-                    .collect();
-                let ratio =
-                    Summary::of(&ratios).map_or("–".to_owned(), |summary| summary.text(2));
-                vec![
-                    title,
-                    column(&|one| one.cost.wall, 2),
-                    column(&|one| one.cost.cpu / gib(one), 2),
-                    ratio,
-                    memory,
-                    connections,
-                    column(&resent, 1),
-                ]
-            },
-        );
+        rows.push(if work.link.is_some() {
+            // Of the time in which there was a link.
+            let share = |one: &Ran| {
+                let up = one.line.map_or(one.cost.wall, |line| line.seconds_up);
+                one.counts.bytes as f64 * 8.0 / up / one.rate.unwrap_or(1) as f64 * 100.0
+            };
+            let way = |one: &Ran| one.line.map(|line| line.up);
+            let dropped = |one: &Ran| {
+                way(one).map_or(0.0, |up| {
+                    up.dropped as f64 / up.packets.max(1) as f64 * 100.0
+                })
+            };
+            let queue = |one: &Ran| way(one).map_or(0.0, |up| up.queueing_ms);
+            vec![
+                title,
+                column(&share, 0),
+                connections,
+                column(&dropped, 1),
+                column(&queue, 0),
+                memory,
+            ]
+        } else {
+            let ratios: Vec<f64> = good
+                .iter()
+                .filter_map(|one| Some(one.cost.cpu / yardstick.get(&one.round)?))
+                .collect();
+            let ratio = Summary::of(&ratios).map_or("–".to_owned(), |summary| summary.text(2));
+            vec![
+                title,
+                column(&|one| one.cost.wall, 2),
+                column(&|one| one.cost.cpu / gib(one), 2),
+                ratio,
+                memory,
+                connections,
+                column(&resent, 1),
+            ]
+        });
     }
-    if work.limit.is_some() {
+    if work.link.is_some() {
         let head = [
             "client",
             "goodput, % of the link",
             "connections",
+            "dropped at the queue, %",
+            "mean queue, ms",
             "memory, MiB",
-            "CPU-s",
         ];
         table(&head, &rows)
     } else {
@@ -249,16 +267,6 @@ fn tell(work: &Work, ran: &[Ran]) -> String {
     }
 }
 
-/// Where the ends of a work run.
-pub(crate) trait Place {
-    /// Namespace of the client.
-    fn near(&self) -> Option<String>;
-    /// Namespace of the server.
-    fn far(&self) -> Option<String>;
-    /// Address of the server.
-    fn address(&self) -> IpAddr;
-}
-
 /// A sink that runs.
 struct Running {
     child: Child,
@@ -273,7 +281,7 @@ impl Drop for Running {
 }
 
 impl Running {
-    fn start(dir: &Path, work: &Work, place: &dyn Place) -> Result<Running, Failure> {
+    fn start(dir: &Path, work: &Work, place: &Place) -> Result<Running, Failure> {
         make(dir)?;
         let mut task = Task::new(sibling("c2c-bench")?, dir)
             .args(["sink", "--address", &place.address().to_string(), "--dir"])
@@ -291,7 +299,7 @@ impl Running {
         Ok(Running { child, addresses })
     }
 
-    fn ask(&self, method: &str, path: &str, place: &dyn Place) -> Result<String, Failure> {
+    fn ask(&self, method: &str, path: &str, place: &Place) -> Result<String, Failure> {
         let mut task = Task::new("curl", Path::new("/")).args(["-s", "-X", method]);
         task = task.args([format!("{}{path}", self.addresses.plain)]);
         task.namespace = place.far();
@@ -299,7 +307,7 @@ impl Running {
     }
 }
 
-fn pair(paired: &Path, sink: &Addresses, place: &dyn Place) -> Result<(), Failure> {
+fn pair(paired: &Path, sink: &Addresses, place: &Place) -> Result<(), Failure> {
     let _ = fs::remove_dir_all(paired);
     let mut task = Task::new(sibling("c2c")?, Path::new("/"))
         .args(["pair", "--state-dir"])

@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::Failure;
+use crate::link::{self, Network, Profile};
 use crate::peer::{PIECE, Peer};
-use crate::run::{Place, make, pieces};
+use crate::run::{make, pieces};
 
 /// One work.
+#[derive(Clone, Copy)]
 pub(crate) struct Work {
     pub(crate) name: &'static str,
     pub(crate) what: &'static str,
@@ -18,8 +20,8 @@ pub(crate) struct Work {
     count: u64,
     size: u64,
     pub(crate) connections: usize,
-    /// A link by its name; loopback without.
-    pub(crate) link: Option<&'static str>,
+    /// A link by its name, and the congestion control on it; loopback without.
+    pub(crate) link: Option<(&'static str, &'static str)>,
     /// What went through in this time counts, instead of the time until all is through.
     pub(crate) limit: Option<Duration>,
 }
@@ -36,24 +38,81 @@ const MIB: u64 = 1 << 20;
 
 impl Work {
     pub(crate) fn all() -> Vec<Work> {
+        let loopback = Work {
+            name: "big",
+            what: "One file of 2 GiB over TLS on loopback, client and server on a core each, CUBIC.",
+            count: 1,
+            size: 2048 * MIB,
+            connections: 4,
+            link: None,
+            limit: None,
+        };
+        let stills = Work {
+            name: "stills",
+            what: "1,000 files of 1 MiB over TLS on loopback, client and server on a core each, CUBIC. c2c keeps each in its durable queue and registers it at the API; the others do not.",
+            count: 1000,
+            size: MIB,
+            ..loopback
+        };
+        let over = |name, what, profile, congestion, seconds| Work {
+            name,
+            what,
+            link: Some((profile, congestion)),
+            limit: Some(Duration::from_secs(seconds)),
+            ..loopback
+        };
         vec![
+            loopback,
+            stills,
+            over(
+                "lte-cubic",
+                "LTE, 20 Mbit/s, 60 ms, 0.5 % loss, CUBIC: the first 60 s of a large file.",
+                "lte",
+                "cubic",
+                60,
+            ),
+            over("lte-bbr", "The same with BBR.", "lte", "bbr", 60),
+            over(
+                "wifi-cubic",
+                "Bad Wi-Fi, 10 Mbit/s, 30 ± 20 ms, 2 % loss, CUBIC: the first 60 s.",
+                "wifi",
+                "cubic",
+                60,
+            ),
+            over("wifi-bbr", "The same with BBR.", "wifi", "bbr", 60),
+            over(
+                "sat-cubic",
+                "Satellite, 20 Mbit/s, 600 ms, 1 % loss, CUBIC: the first 120 s.",
+                "sat",
+                "cubic",
+                120,
+            ),
+            over("sat-bbr", "The same with BBR.", "sat", "bbr", 120),
+            over(
+                "gig",
+                "1 Gbit/s, 20 ms, no loss, CUBIC: the first 15 s.",
+                "gig",
+                "cubic",
+                15,
+            ),
+            over(
+                "cuts",
+                "10 Mbit/s, 60 ms, cut for 2 s every 20 s, CUBIC: the first 80 s.",
+                "cuts",
+                "cubic",
+                80,
+            ),
             Work {
-                name: "big",
-                what: "One file of 2 GiB over TLS on loopback, client and server on a core each, CUBIC.",
-                count: 1,
-                size: 2048 * MIB,
-                connections: 4,
-                link: None,
-                limit: None,
-            },
-            Work {
-                name: "stills",
-                what: "1,000 files of 1 MiB over TLS on loopback, client and server on a core each, CUBIC. c2c registers each at the API; the others do not.",
                 count: 1000,
                 size: MIB,
-                connections: 4,
-                link: None,
-                limit: None,
+                connections: 8,
+                ..over(
+                    "lte-stills",
+                    "1,000 files of 1 MiB over LTE without loss, CUBIC: the first 60 s.",
+                    "lteclean",
+                    "cubic",
+                    60,
+                )
             },
         ]
     }
@@ -65,12 +124,13 @@ impl Work {
         }
     }
 
-    pub(crate) fn rate(&self) -> Option<u64> {
-        None
-    }
-
-    pub(crate) fn place(&self) -> Result<Box<dyn Place>, Failure> {
-        Ok(Box::new(Loopback))
+    pub(crate) fn place(&self) -> Result<Place, Failure> {
+        Ok(match self.link {
+            None => Place::Loopback,
+            Some((profile, congestion)) => {
+                Place::Link(Network::up(&profile.parse::<Profile>()?, congestion)?)
+            }
+        })
     }
 
     /// Makes the files, once.
@@ -142,19 +202,59 @@ fn split(path: &Path, into: &Path, size: u64) -> std::io::Result<Vec<PathBuf>> {
     Ok(cuts)
 }
 
-/// This machine itself.
-struct Loopback;
+/// Where the ends of a work are.
+pub(crate) enum Place {
+    /// This machine itself.
+    Loopback,
+    /// Two namespaces with a link between them.
+    Link(Network),
+}
 
-impl Place for Loopback {
-    fn near(&self) -> Option<String> {
-        None
+impl Place {
+    /// Namespace of the client.
+    pub(crate) fn near(&self) -> Option<String> {
+        match self {
+            Place::Loopback => None,
+            Place::Link(network) => Some(network.near().to_owned()),
+        }
     }
 
-    fn far(&self) -> Option<String> {
-        None
+    /// Namespace of the server.
+    pub(crate) fn far(&self) -> Option<String> {
+        match self {
+            Place::Loopback => None,
+            Place::Link(network) => Some(network.far().to_owned()),
+        }
     }
 
-    fn address(&self) -> IpAddr {
-        Ipv4Addr::LOCALHOST.into()
+    /// Address of the server.
+    pub(crate) fn address(&self) -> IpAddr {
+        match self {
+            Place::Loopback => Ipv4Addr::LOCALHOST.into(),
+            Place::Link(_) => Ipv4Addr::new(10, 77, 0, 2).into(),
+        }
+    }
+
+    /// Begins a run: the link is empty, its counts are zero.
+    pub(crate) fn renew(&mut self) {
+        if let Place::Link(network) = self {
+            network.renew();
+        }
+    }
+
+    /// What the link did in this run.
+    pub(crate) fn counts(&self) -> Option<link::Counts> {
+        match self {
+            Place::Loopback => None,
+            Place::Link(network) => Some(network.counts()),
+        }
+    }
+
+    /// Bits per second of the link.
+    pub(crate) fn rate(&self) -> Option<u64> {
+        match self {
+            Place::Loopback => None,
+            Place::Link(network) => Some(network.profile().rate()),
+        }
     }
 }

@@ -21,7 +21,7 @@ use serde::Serialize;
 
 use forward::Forwarder;
 use netns::{Namespaces, ip, within};
-pub(crate) use profile::Profile;
+pub(crate) use profile::{Profile, UnknownProfile};
 use queue::{Model, Tally};
 pub(crate) use trial::Trial;
 use tun::Tun;

@@ -92,7 +92,7 @@ impl Looker {
             let full = page.len() as u32 == PAGE;
             self.after = page.last().filter(|_| full).map(|media| media.id);
             // What waits for a file or a card is looked at each time, however long the queue is.
-            for held in engine.queue.held(PAGE).await? {
+            for held in engine.queue.held(None, PAGE).await? {
                 if page.iter().all(|media| media.id != held.id) {
                     page.push(held);
                 }
