@@ -127,9 +127,10 @@ impl Work {
     pub(crate) fn place(&self) -> Result<Place, Failure> {
         Ok(match self.link {
             None => Place::Loopback,
-            Some((profile, congestion)) => {
-                Place::Link(Network::up(&profile.parse::<Profile>()?, congestion)?)
-            }
+            Some((profile, congestion)) => Place::Link(Box::new(Network::up(
+                &profile.parse::<Profile>()?,
+                congestion,
+            )?)),
         })
     }
 
@@ -207,7 +208,7 @@ pub(crate) enum Place {
     /// This machine itself.
     Loopback,
     /// Two namespaces with a link between them.
-    Link(Network),
+    Link(Box<Network>),
 }
 
 impl Place {
