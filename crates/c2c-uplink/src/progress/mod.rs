@@ -1,112 +1,28 @@
 //! How far everything is, as numbers that are true.
+//!
+//! Invariants:
+//!
+//! - acknowledged ≤ on the wire ≤ read ≤ length, for every chunk, media and in total;
+//! - during an attempt none of them falls; a chunk is never counted twice nor missing while its end is being stored;
+//! - the queue is asked only after something changed, and at least once a second.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+mod board;
+mod eta;
+
+use std::collections::BTreeMap;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use c2c_protocol::Meter;
-use c2c_queue::{MediaId, MediaState, QueueStatus};
+use c2c_queue::{MediaId, MediaState, QueueError, QueueStatus};
 use serde::Serialize;
 
-/// A chunk on the wire.
-#[derive(Debug)]
-pub(crate) struct Flight {
-    media: MediaId,
-    number: u32,
-    length: u64,
-    meter: Arc<Meter>,
-}
+use crate::engine::Engine;
 
-impl Flight {
-    pub(crate) fn new(media: MediaId, number: u32, length: u64, meter: Arc<Meter>) -> Flight {
-        Flight {
-            media,
-            number,
-            length,
-            meter,
-        }
-    }
-
-    /// Of the chunk's bytes, those that the peer's TCP acknowledged. Wire bytes include a little framing: never more than the chunk.
-    fn acknowledged(&self) -> u64 {
-        self.meter.acknowledged().min(self.length)
-    }
-}
-
-/// The chunks on the wire, and the recent past of their sum.
-#[derive(Debug, Default)]
-pub(crate) struct Board {
-    flights: Mutex<BTreeMap<u64, Arc<Flight>>>,
-    next: std::sync::atomic::AtomicU64,
-    rate: Mutex<RateMeter>,
-}
-
-/// Takes its flight off the board when the attempt ends.
-#[derive(Debug)]
-pub(crate) struct OnBoard {
-    board: Arc<Board>,
-    key: u64,
-}
-
-impl Drop for OnBoard {
-    fn drop(&mut self) {
-        self.board
-            .flights
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&self.key);
-    }
-}
-
-impl Board {
-    pub(crate) fn begin(self: &Arc<Self>, flight: Flight) -> OnBoard {
-        let key = self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        self.flights
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(key, Arc::new(flight));
-        OnBoard {
-            board: self.clone(),
-            key,
-        }
-    }
-
-    fn flights(&self) -> Vec<Arc<Flight>> {
-        self.flights
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .values()
-            .cloned()
-            .collect()
-    }
-
-    /// Bytes of each media that are on the wire and acknowledged, but not yet confirmed by the service.
-    pub(crate) fn in_flight(&self) -> BTreeMap<MediaId, InFlight> {
-        let mut sums = BTreeMap::<MediaId, InFlight>::new();
-        for flight in self.flights() {
-            let sum = sums.entry(flight.media).or_default();
-            sum.chunks.push(flight.number);
-            sum.acknowledged += flight.acknowledged();
-        }
-        sums
-    }
-
-    pub(crate) fn rate(&self, now: Duration, total: u64) -> u64 {
-        self.rate
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .note(now, total)
-    }
-}
-
-/// What is on the wire of one media.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct InFlight {
-    /// The chunks being sent, from 0.
-    pub chunks: Vec<u32>,
-    /// Bytes of them that the peer acknowledged.
-    pub acknowledged: u64,
-}
+pub use board::InFlight;
+pub(crate) use board::{Board, Flight, OnBoard};
+pub use eta::EtaRange;
 
 /// How far everything is.
 #[derive(Clone, Debug, Serialize)]
@@ -117,11 +33,21 @@ pub struct Progress {
     pub active: Vec<ActiveMedia>,
     /// Bytes of all media that are to be delivered and those that are.
     pub bytes_total: u64,
+    /// Bytes confirmed by the service, plus those that were read and given to a connection.
+    pub bytes_read: u64,
+    /// Bytes confirmed by the service, plus those that left this unit. As far as the system tells; else as `bytes_read`.
+    pub bytes_on_wire: u64,
     /// Bytes confirmed by the service, plus those on the wire that the peer acknowledged.
     pub bytes_acknowledged: u64,
+    /// Bytes that were acknowledged and have to be sent again, since this program began.
+    pub bytes_resent: u64,
     /// Bytes per second over the last seconds, by what was acknowledged.
     pub rate: u64,
-    /// Seconds left at that rate; `None` while there is no rate.
+    /// Nothing was acknowledged for ten seconds, although there is work.
+    pub stalled: bool,
+    /// When everything will be through, by how it went in the last minutes; `None` while nothing is known or nothing moves.
+    pub eta: Option<EtaRange>,
+    /// The middle of that range in seconds.
     pub eta_seconds: Option<u64>,
 }
 
@@ -134,8 +60,14 @@ pub struct ActiveMedia {
     pub name: String,
     /// Its length in bytes.
     pub size: u64,
+    /// Bytes confirmed by the service, plus those that were read and given to a connection.
+    pub read: u64,
+    /// Bytes confirmed by the service, plus those that left this unit.
+    pub on_wire: u64,
     /// Bytes confirmed by the service, plus those on the wire that the peer acknowledged.
     pub acknowledged: u64,
+    /// Bytes of it that had to be sent again so far, whichever program sent them.
+    pub bytes_resent: u64,
     /// Chunks confirmed.
     pub chunks_sent: u32,
     /// All its chunks.
@@ -144,96 +76,127 @@ pub struct ActiveMedia {
     pub sending: Vec<u32>,
 }
 
-impl Progress {
-    pub(crate) fn new(
-        queue: QueueStatus,
-        active: Vec<ActiveMedia>,
-        in_flight: u64,
-        board: &Board,
-        now: Duration,
-    ) -> Progress {
-        let alive = [
-            MediaState::Queued,
-            MediaState::Registering,
-            MediaState::Transferring,
-            MediaState::Delivered,
-        ];
-        let bytes_total: u64 = alive.iter().map(|state| queue.of(*state).bytes).sum();
-        let confirmed: u64 = alive.iter().map(|state| queue.of(*state).bytes_sent).sum();
-        let bytes_acknowledged = (confirmed + in_flight).min(bytes_total);
-        let rate = board.rate(now, bytes_acknowledged);
-        let left = bytes_total - bytes_acknowledged;
-        let eta_seconds = (rate > 0).then(|| left.div_ceil(rate));
-        Progress {
-            queue,
-            active,
-            bytes_total,
-            bytes_acknowledged,
-            rate,
-            eta_seconds,
+/// What the queue said when it was asked last.
+#[derive(Debug)]
+struct Seen {
+    version: u64,
+    at: Duration,
+    status: QueueStatus,
+    /// Those with chunks on the wire at that time.
+    media: BTreeMap<MediaId, c2c_queue::Media>,
+}
+
+/// The queue may be changed by others, too: what it said is believed no longer than this.
+const BELIEVED: Duration = Duration::from_secs(1);
+/// How long results that are being stored are waited for. Without end there would be no number while a disk is full.
+const STORING: Duration = Duration::from_millis(250);
+
+/// Looks at the queue and at the wire, as of one moment.
+pub(crate) async fn look(engine: &Engine) -> Result<Progress, QueueError> {
+    let board = &engine.board;
+    // Real time: the store does not run on our clock.
+    let until = tokio::time::Instant::now() + STORING;
+    let (seen, flights) = loop {
+        let mut settled = pin!(engine.settled.notified());
+        settled.as_mut().enable();
+        let last = tokio::time::Instant::now() >= until;
+        // A chunk whose end is being stored is still on the board, and may be in the queue, too.
+        if engine.reports.load(Ordering::SeqCst) > 0 && !last {
+            let _ = tokio::time::timeout_at(until, settled).await;
+            continue;
+        }
+        let version = board.version();
+        let seen = ask(engine, version).await?;
+        let flights = board.in_flight();
+        let same = board.version() == version && engine.reports.load(Ordering::SeqCst) == 0;
+        if same || last {
+            break (seen, flights);
+        }
+    };
+    Ok(sum_up(engine, &seen, flights))
+}
+
+async fn ask(engine: &Engine, version: u64) -> Result<Arc<Seen>, QueueError> {
+    let now = boot(engine);
+    if let Some(seen) = engine.board.seen()
+        && seen.version == version
+        && now.saturating_sub(seen.at) < BELIEVED
+    {
+        return Ok(seen);
+    }
+    let status = engine.queue.status().await?;
+    let mut media = BTreeMap::new();
+    for id in engine.board.in_flight().into_keys() {
+        if let Some(found) = engine.queue.media(id).await? {
+            media.insert(id, found);
         }
     }
+    let seen = Arc::new(Seen {
+        version,
+        at: now,
+        status,
+        media,
+    });
+    engine.board.remember(seen.clone());
+    Ok(seen)
 }
 
-/// Bytes per second over the last ten seconds.
-#[derive(Debug, Default)]
-struct RateMeter {
-    samples: VecDeque<(Duration, u64)>,
-}
-
-const WINDOW: Duration = Duration::from_secs(10);
-
-impl RateMeter {
-    fn note(&mut self, now: Duration, total: u64) -> u64 {
-        // The total falls when a chunk has to be sent again or the queue is emptied: start anew.
-        if self
-            .samples
-            .back()
-            .is_some_and(|(at, last)| total < *last || now < *at)
-        {
-            self.samples.clear();
-        }
-        self.samples.push_back((now, total));
-        while self.samples.len() > 2
-            && self
-                .samples
-                .get(1)
-                .is_some_and(|(at, _)| now - *at >= WINDOW)
-        {
-            self.samples.pop_front();
-        }
-        let Some((from, bytes)) = self.samples.front() else {
-            return 0;
+fn sum_up(engine: &Engine, seen: &Seen, flights: BTreeMap<MediaId, InFlight>) -> Progress {
+    let status = &seen.status;
+    let alive = [
+        MediaState::Queued,
+        MediaState::Registering,
+        MediaState::Transferring,
+        MediaState::Delivered,
+    ];
+    let bytes_total: u64 = alive.iter().map(|state| status.of(*state).bytes).sum();
+    let confirmed: u64 = alive.iter().map(|state| status.of(*state).bytes_sent).sum();
+    let (mut read, mut on_wire, mut acknowledged) = (confirmed, confirmed, confirmed);
+    let mut active = Vec::with_capacity(flights.len());
+    for (id, flight) in flights {
+        let Some(media) = seen.media.get(&id) else {
+            continue;
         };
-        let span = (now - *from).as_secs_f64();
-        if span < 0.2 {
-            0
-        } else {
-            ((total - bytes) as f64 / span) as u64
-        }
+        // A worker that lost its lease may still be sending what another has sent.
+        let room = media.facts.size.saturating_sub(media.bytes_sent);
+        let wire = [flight.read, flight.on_wire, flight.acknowledged].map(|bytes| bytes.min(room));
+        read += wire[0];
+        on_wire += wire[1];
+        acknowledged += wire[2];
+        active.push(ActiveMedia {
+            media: id,
+            name: media.name.clone(),
+            size: media.facts.size,
+            read: media.bytes_sent + wire[0],
+            on_wire: media.bytes_sent + wire[1],
+            acknowledged: media.bytes_sent + wire[2],
+            bytes_resent: media.bytes_resent,
+            chunks_sent: media.chunks_sent,
+            chunk_count: media.chunk_count,
+            sending: flight.chunks,
+        });
+    }
+    let acknowledged = acknowledged.min(bytes_total);
+    let working = status.active() > 0 && acknowledged < bytes_total;
+    let outlook = engine
+        .board
+        .outlook(boot(engine), acknowledged, bytes_total, working);
+    Progress {
+        queue: status.clone(),
+        active,
+        bytes_total,
+        bytes_read: read.min(bytes_total),
+        bytes_on_wire: on_wire.min(bytes_total),
+        bytes_acknowledged: acknowledged,
+        bytes_resent: engine.board.wasted(),
+        rate: outlook.rate,
+        stalled: working && outlook.stalled,
+        eta: outlook.forecast.map(|told| told.range),
+        eta_seconds: outlook.forecast.map(|told| told.middle),
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_rate_is_that_of_the_last_ten_seconds() {
-        let mut meter = RateMeter::default();
-        let mut rate = 0;
-        for second in 0..30 {
-            rate = meter.note(Duration::from_secs(second), second * 100);
-        }
-        assert_eq!(rate, 100);
-        for second in 30..45 {
-            rate = meter.note(Duration::from_secs(second), 2900);
-        }
-        assert_eq!(rate, 0);
-        assert_eq!(
-            meter.note(Duration::from_secs(46), 10),
-            0,
-            "a fall starts anew"
-        );
-    }
+/// Time since boot.
+fn boot(engine: &Engine) -> Duration {
+    Duration::from_millis(engine.clock.boot().0.max(0) as u64)
 }
