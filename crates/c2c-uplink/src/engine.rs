@@ -176,6 +176,7 @@ impl Engine {
 
     /// Tells workers and waiters that the queue changed.
     pub(crate) fn changed(&self) {
+        self.board.touch();
         self.wake.notify_waiters();
         self.settled.notify_waiters();
     }
@@ -298,6 +299,7 @@ impl Engine {
             server = record.server.as_deref().unwrap_or(""),
             "{}", record.words
         );
+        let dropped_chunks = matches!(judged.verdict, Verdict::RegisterAgain { .. });
         let setback = Setback {
             fault: record.clone(),
             verdict: judged.verdict,
@@ -325,6 +327,9 @@ impl Engine {
             Err(error) => return Err(error),
         };
         crash::point("setback.stored");
+        if dropped_chunks {
+            self.board.waste(media.bytes_sent);
+        }
         if trouble.fault.effect() == Effect::StopRegistering {
             self.account_limit.store(true, Ordering::Relaxed);
         }

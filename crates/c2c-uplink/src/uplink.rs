@@ -25,7 +25,7 @@ use crate::event::Event;
 use crate::intake::{self, AddMedia};
 use crate::link::{Link, LinkState};
 use crate::pace::{Helm, Steering};
-use crate::progress::{ActiveMedia, Progress};
+use crate::progress::{self, Progress};
 use crate::settings::{OrganiseBy, RestartSignal, Settings, Transfers};
 use crate::supervisor::Supervisor;
 use crate::time::TimeKeeper;
@@ -188,30 +188,7 @@ impl Uplink {
     ///
     /// The store cannot be read.
     pub async fn progress(&self) -> Result<Progress, UplinkError> {
-        let status = self.engine.queue.status().await?;
-        let in_flight = self.engine.board.in_flight();
-        let mut sum = 0;
-        let mut active = Vec::with_capacity(in_flight.len());
-        for (id, flight) in in_flight {
-            let Some(media) = self.engine.queue.media(id).await? else {
-                continue;
-            };
-            let acknowledged = flight
-                .acknowledged
-                .min(media.facts.size.saturating_sub(media.bytes_sent));
-            sum += acknowledged;
-            active.push(ActiveMedia {
-                media: id,
-                name: media.name,
-                size: media.facts.size,
-                acknowledged: media.bytes_sent + acknowledged,
-                chunks_sent: media.chunks_sent,
-                chunk_count: media.chunk_count,
-                sending: flight.chunks,
-            });
-        }
-        let now = Duration::from_millis(self.engine.clock.boot().0.max(0) as u64);
-        Ok(Progress::new(status, active, sum, &self.engine.board, now))
+        Ok(progress::look(&self.engine).await?)
     }
 
     /// Waits until every media is delivered or rests with a reason. The events that led there were sent by then.

@@ -7,6 +7,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use c2c_uplink::EtaRange;
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 /// A size with three significant digits, e.g. `1.23 GB`.
@@ -66,6 +67,30 @@ pub(crate) fn elapsed(time: Duration) -> String {
 /// The time left, or a dash while nobody can know.
 pub(crate) fn eta(left: Option<Duration>) -> String {
     left.map_or_else(|| "–".to_owned(), duration)
+}
+
+/// The time left as a range in one unit, e.g. `3–5 min left`; a dash while nobody can know.
+pub(crate) fn eta_range(range: Option<EtaRange>) -> String {
+    let Some(EtaRange { soonest, latest }) = range else {
+        return "– left".to_owned();
+    };
+    // Seconds are guessed in steps of five, and no unit gets more than two digits that matter.
+    let (unit, length) = match latest {
+        0..=90 => ("s", if latest <= 10 { 1 } else { 5 }),
+        91..=5_400 => ("min", 60),
+        5_401..=172_800 => ("h", 3_600),
+        _ => ("days", 86_400),
+    };
+    let shown = if unit == "s" { 1 } else { length };
+    let from = soonest / length * (length / shown);
+    let to = latest.div_ceil(length) * (length / shown);
+    if from == to {
+        format!("{to} {unit} left")
+    } else if from == 0 {
+        format!("up to {to} {unit} left")
+    } else {
+        format!("{from}–{to} {unit} left")
+    }
 }
 
 /// `1 file`, `2 files`.
@@ -277,6 +302,33 @@ mod tests {
         ] {
             assert_eq!(elapsed(Duration::from_millis(millis)), words);
         }
+    }
+
+    #[test]
+    fn the_time_left_is_a_range_in_one_unit() {
+        for (soonest, latest, words) in [
+            (0, 0, "0 s left"),
+            (0, 3, "up to 3 s left"),
+            (4, 7, "4–7 s left"),
+            (22, 34, "20–35 s left"),
+            (80, 90, "80–90 s left"),
+            (80, 91, "1–2 min left"),
+            (30, 100, "up to 2 min left"),
+            (180, 300, "3–5 min left"),
+            (180, 180, "3 min left"),
+            (3_500, 5_401, "up to 2 h left"),
+            (7_300, 10_000, "2–3 h left"),
+            (90_000, 300_000, "1–4 days left"),
+        ] {
+            let range = EtaRange { soonest, latest };
+            assert_eq!(eta_range(Some(range)), words);
+        }
+        assert_eq!(eta_range(None), "– left");
+        let far = EtaRange {
+            soonest: u64::MAX,
+            latest: u64::MAX,
+        };
+        assert!(eta_range(Some(far)).ends_with(" days left"));
     }
 
     #[test]

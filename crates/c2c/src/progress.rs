@@ -74,19 +74,16 @@ impl Display {
             }
             return Ok(());
         }
-        let eta = progress
-            .eta_seconds
-            .filter(|_| done < all)
-            .map(Duration::from_secs);
+        let state = speed_words(progress);
         let waiting = progress.queue.active();
         if !self.terminal.interactive() {
             if due(&mut self.last_line, now, LINE_EVERY) && waiting > 0 {
                 self.terminal.say(&format!(
-                    "total       {} of {}, {}, {} left, {} to go",
+                    "total       {} of {}, {}{}, {} to go",
                     format::bytes(done),
                     format::bytes(all),
-                    format::rate(progress.rate as f64),
-                    format::eta(eta),
+                    state.join(", "),
+                    resent_words(progress),
                     format::count(waiting, "file", "files"),
                 ));
             }
@@ -97,11 +94,7 @@ impl Display {
         let state = if self.offline {
             "offline, waiting".to_owned()
         } else {
-            format!(
-                "{}  {} left",
-                format::rate(progress.rate as f64),
-                format::eta(eta)
-            )
+            format!("{}{}", state.join("  "), resent_words(progress))
         };
         self.total.set_message(format!(
             "{} of {}  {state}",
@@ -196,6 +189,24 @@ impl Display {
 impl Drop for Display {
     fn drop(&mut self) {
         self.finish();
+    }
+}
+
+/// How fast it goes and how long it may take.
+fn speed_words(progress: &Progress) -> [String; 2] {
+    let rate = format::rate(progress.rate as f64);
+    if progress.stalled {
+        return [rate, "stalled".to_owned()];
+    }
+    let open = progress.bytes_acknowledged < progress.bytes_total;
+    [rate, format::eta_range(progress.eta.filter(|_| open))]
+}
+
+/// What the line has cost so far, if it has.
+fn resent_words(progress: &Progress) -> String {
+    match progress.bytes_resent {
+        0 => String::new(),
+        bytes => format!(", {} sent again", format::bytes(bytes)),
     }
 }
 
@@ -476,6 +487,66 @@ mod tests {
         );
         let link = setback(Scope::Link, MediaState::Transferring, None, None);
         assert_eq!(narrate(&link), None);
+    }
+
+    fn progress() -> Progress {
+        Progress {
+            queue: c2c_queue::QueueStatus::default(),
+            active: vec![ActiveMedia {
+                media: MediaId(3),
+                name: "A001.mov".into(),
+                size: 400,
+                read: 300,
+                on_wire: 280,
+                acknowledged: 250,
+                bytes_resent: 7,
+                chunks_sent: 1,
+                chunk_count: 4,
+                sending: vec![1, 2],
+            }],
+            bytes_total: 1000,
+            bytes_read: 300,
+            bytes_on_wire: 280,
+            bytes_acknowledged: 250,
+            bytes_resent: 0,
+            rate: 2_500_000,
+            stalled: false,
+            eta: Some(c2c_uplink::EtaRange {
+                soonest: 180,
+                latest: 300,
+            }),
+            eta_seconds: Some(240),
+        }
+    }
+
+    #[test]
+    fn the_time_left_is_told_as_far_as_it_is_known() {
+        let mut progress = progress();
+        assert_eq!(speed_words(&progress), ["2.50 MB/s", "3–5 min left"]);
+        assert_eq!(resent_words(&progress), "");
+        progress.bytes_resent = 12_000_000;
+        assert_eq!(resent_words(&progress), ", 12.0 MB sent again");
+        progress.eta = None;
+        assert_eq!(speed_words(&progress)[1], "– left");
+        (progress.stalled, progress.rate) = (true, 0);
+        assert_eq!(speed_words(&progress), ["0 B/s", "stalled"]);
+    }
+
+    #[test]
+    fn progress_in_json_keeps_its_names() {
+        assert_eq!(
+            serde_json::to_value(progress()).unwrap(),
+            json!({
+                "queue": {"states": {}, "held": 0, "chunks_ready": 0},
+                "active": [{
+                    "media": 3, "name": "A001.mov", "size": 400, "read": 300, "on_wire": 280, "acknowledged": 250,
+                    "bytes_resent": 7, "chunks_sent": 1, "chunk_count": 4, "sending": [1, 2],
+                }],
+                "bytes_total": 1000, "bytes_read": 300, "bytes_on_wire": 280, "bytes_acknowledged": 250,
+                "bytes_resent": 0, "rate": 2_500_000, "stalled": false,
+                "eta": {"soonest": 180, "latest": 300}, "eta_seconds": 240,
+            })
+        );
     }
 
     #[test]

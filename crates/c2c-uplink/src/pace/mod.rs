@@ -1,10 +1,14 @@
 //! How much goes on at once and how fast.
 
+pub mod bucket;
 pub mod concurrency;
+pub mod first_hop;
 mod gauge;
 mod networks;
 mod parts;
+pub mod polite;
 mod steer;
+pub mod uptimes;
 
 pub(crate) use gauge::Gauge;
 pub(crate) use networks::network_key;

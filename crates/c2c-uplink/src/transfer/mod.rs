@@ -18,7 +18,7 @@ use crate::crash;
 use crate::engine::{Checkout, Engine, Trouble, server_words};
 use crate::event::Event;
 use crate::host;
-use crate::progress::Flight;
+use crate::progress::{Flight, OnBoard};
 use crate::settle::{Fault, Refused, TRIES, classify_put};
 use crate::source;
 
@@ -107,9 +107,10 @@ async fn handle(
     mut slot: Slot,
 ) -> Result<(), QueueError> {
     let _stay = &pass;
+    let mut flight = None;
     // Whatever it waits for, even a dead disk, it leaves when it must.
     let ended = tokio::select! {
-        ended = attempt(engine, pool, &claim, &pass, &mut slot) => ended?,
+        ended = attempt(engine, pool, &claim, &pass, &mut slot, &mut flight) => ended?,
         _ = pass.cancelled() => Attempted::Abandoned { bytes_wasted: 0 },
     };
     let ChunkClaim {
@@ -133,6 +134,9 @@ async fn handle(
                 Err(error) => return Err(error),
             };
             crash::point("chunk.stored");
+            if let Some(flight) = flight.take() {
+                flight.landed();
+            }
             engine.emit(Event::ChunkSent {
                 media: media.id,
                 number: chunk.number,
@@ -147,6 +151,7 @@ async fn handle(
             Ok(())
         }
         Attempted::Trouble(trouble) => {
+            drop(flight);
             engine
                 .settle(lease, media, Operation::Transfer, *attempt, trouble)
                 .await
@@ -168,6 +173,7 @@ async fn attempt(
     claim: &ChunkClaim,
     pass: &Pass,
     slot: &mut Slot,
+    on_board: &mut Option<OnBoard>,
 ) -> Result<Attempted, QueueError> {
     let ChunkClaim {
         lease,
@@ -215,12 +221,8 @@ async fn attempt(
         engine.settings.verify,
     );
     let meter = Arc::new(Meter::default());
-    let _flight = engine.board.begin(Flight::new(
-        media.id,
-        chunk.number,
-        chunk.length,
-        meter.clone(),
-    ));
+    let flight = Flight::new(media.id, chunk.number, chunk.length, meter.clone());
+    *on_board = Some(engine.board.begin(flight));
     crash::point("chunk.sending");
     let _watched = engine.helm.gauge.watch(meter.clone());
     let place = (media.id, chunk.number);

@@ -15,6 +15,7 @@ mod month;
 mod outage;
 mod pauses;
 mod presence;
+mod progress;
 mod proxy;
 mod sizes;
 mod stalls;
