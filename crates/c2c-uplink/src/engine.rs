@@ -21,6 +21,7 @@ use crate::crash;
 use crate::event::Event;
 use crate::link::Link;
 use crate::pace::Helm;
+use crate::pace::bucket::Pacer;
 use crate::progress::Board;
 use crate::settings::Settings;
 use crate::settle::{Effect, Fault, Situation, decide};
@@ -42,6 +43,8 @@ pub(crate) struct Engine {
     pub(crate) board: Arc<Board>,
     /// How many transfers may run.
     pub(crate) slots: Arc<Slots>,
+    /// Limits in bytes per second.
+    pub(crate) pacer: Arc<Pacer>,
     /// What steers the number of transfers.
     pub(crate) helm: Helm,
     /// Chunks that the storage is asked about before they are sent.

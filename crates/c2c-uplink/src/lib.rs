@@ -36,6 +36,7 @@ pub use event::Event;
 pub use intake::AddMedia;
 pub use link::{LinkFault, LinkState};
 pub use pace::Steering;
+pub use pace::bucket::{Pacer, Rate};
 pub use progress::{ActiveMedia, EtaRange, InFlight, Progress};
 pub use settings::{OrganiseBy, RestartSignal, Transfers};
 pub use settle::{Asked, Effect, Fault, Judged, ROUNDS, Situation, TRIES, backoff, decide};

@@ -64,6 +64,10 @@ pub(crate) struct Settings {
     pub(crate) creates_per_second: Option<f64>,
     /// Compare what was sent with the ETag.
     pub(crate) verify: bool,
+    /// Step back when others need the line.
+    pub(crate) polite: bool,
+    /// The interface that is sent through, if one was chosen.
+    pub(crate) interface: Option<String>,
     /// Choose the size of chunks by circumstance.
     pub(crate) adapt_parts: bool,
     /// Read each file once more after its delivery, for the SHA-256 in its receipt.
@@ -86,6 +90,8 @@ impl Default for Settings {
             chunks_ahead: 64,
             creates_per_second: Some(5.0),
             verify: true,
+            polite: false,
+            interface: None,
             adapt_parts: true,
             receipt_sha256: false,
             allow_plain_loopback: false,

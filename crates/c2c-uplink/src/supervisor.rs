@@ -32,6 +32,9 @@ impl Supervisor {
             transfer::work(engine, pool.clone())
         });
         supervisor.keep("pace", crate::pace::steer);
+        if engine.settings.polite {
+            supervisor.keep("manners", crate::pace::be_polite);
+        }
         supervisor.keep("register", register::work);
         supervisor.keep("upkeep", upkeep::look_after);
         if engine.settings.receipt_sha256 {

@@ -1,5 +1,6 @@
 //! The facade.
 
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use crate::error::UplinkError;
 use crate::event::Event;
 use crate::intake::{self, AddMedia};
 use crate::link::{Link, LinkState};
+use crate::pace::bucket::Pacer;
 use crate::pace::{Helm, Steering};
 use crate::progress::{self, Progress};
 use crate::settings::{OrganiseBy, RestartSignal, Settings, Transfers};
@@ -52,6 +54,7 @@ pub struct UplinkBuilder {
     key: Option<Vault>,
     key_store: KeyStore,
     seed: Option<u64>,
+    pacer: Arc<Pacer>,
 }
 
 /// A field-grade uplink to one Frame.io project.
@@ -99,6 +102,7 @@ impl Uplink {
             key: None,
             key_store: KeyStore::File,
             seed: None,
+            pacer: Arc::default(),
         }
     }
 
@@ -309,6 +313,11 @@ impl Uplink {
         self.engine.link.state()
     }
 
+    /// The limits in bytes per second; they can be changed at any time and hold at once.
+    pub fn pacer(&self) -> &Pacer {
+        &self.engine.pacer
+    }
+
     /// How many transfers run now, and why so many.
     pub fn steering(&self) -> Steering {
         self.engine.helm.steering.borrow().clone()
@@ -464,6 +473,28 @@ impl UplinkBuilder {
         self
     }
 
+    /// At most so many bytes per second in total, 0 for no limit. [`Uplink::pacer`] changes it later, and limits interfaces and
+    /// connections.
+    pub fn limit_rate(self, bytes_per_second: u64) -> UplinkBuilder {
+        self.pacer.limit_total(NonZeroU64::new(bytes_per_second));
+        self
+    }
+
+    /// Steps back within a second when others need the line, and takes it again when they are done. Off by default: a clip that
+    /// is late costs more than a slow web page, but that is for the user to say.
+    pub fn polite(mut self, polite: bool) -> UplinkBuilder {
+        self.settings.polite = polite;
+        self
+    }
+
+    /// Sends through this network interface only, e.g. `wwan0` (Linux).
+    pub fn interface(mut self, name: impl Into<String>) -> UplinkBuilder {
+        let name = name.into();
+        self.api.interface = Some(name.clone());
+        self.settings.interface = Some(name);
+        self
+    }
+
     /// Chooses the size of chunks by the goodput and the interruptions that were seen; on by default. Off, the service's own
     /// size is used. A media that was added with a number of parts keeps it either way.
     pub fn adapt_parts(mut self, adapt: bool) -> UplinkBuilder {
@@ -526,6 +557,7 @@ impl UplinkBuilder {
             key,
             key_store,
             seed,
+            pacer,
         } = self;
         let state_dir = state_dir.ok_or_else(|| missing("a state directory"))?;
         let ClientSettings { id, secret } =
@@ -617,6 +649,7 @@ impl UplinkBuilder {
             airgate,
             board: Arc::default(),
             wary: Wary::default(),
+            pacer,
             helm: Helm::new(networks),
             idle_transfers: AtomicBool::new(true),
             events,

@@ -42,6 +42,38 @@ pub(crate) struct Tuning {
     )]
     pub(crate) receipt_sha256: Switch,
 
+    /// At most so many bytes per second in total, e.g. 500k or 2M (thousands and millions)
+    #[arg(
+        long,
+        global = true,
+        env = "C2C_LIMIT_RATE",
+        value_name = "RATE",
+        value_parser = rate,
+        help_heading = HEADING
+    )]
+    pub(crate) limit_rate: Option<u64>,
+
+    /// Step back when others need the line, e.g. a call or a live picture
+    #[arg(
+        long,
+        global = true,
+        env = "C2C_POLITE",
+        value_enum,
+        default_value = "off",
+        help_heading = HEADING
+    )]
+    pub(crate) polite: Switch,
+
+    /// Send through this network interface only, e.g. wwan0 (Linux)
+    #[arg(
+        long,
+        global = true,
+        env = "C2C_INTERFACE",
+        value_name = "NAME",
+        help_heading = HEADING
+    )]
+    pub(crate) interface: Option<String>,
+
     /// Congestion control of the connections (Linux): `auto` is BBR where the kernel has it, `system` what the system
     /// uses, anything else a name in the kernel, such as `cubic`
     #[arg(
@@ -81,7 +113,13 @@ pub(crate) struct CreateRate(Option<f64>);
 
 impl Tuning {
     pub(crate) fn apply(&self, builder: UplinkBuilder) -> UplinkBuilder {
+        let builder = match &self.interface {
+            Some(interface) => builder.interface(interface),
+            None => builder,
+        };
         builder
+            .limit_rate(self.limit_rate.unwrap_or(0))
+            .polite(self.polite == Switch::On)
             .transfers(self.transfers)
             .verify(self.verify == Switch::On)
             .receipt_sha256(self.receipt_sha256 == Switch::On)
@@ -115,6 +153,20 @@ fn congestion(text: &str) -> Result<Congestion, String> {
     }
 }
 
+fn rate(text: &str) -> Result<u64, String> {
+    let lower = text.to_ascii_lowercase();
+    let (number, unit) = match lower.as_bytes().last() {
+        Some(b'k') => (&lower[..lower.len() - 1], 1e3),
+        Some(b'm') => (&lower[..lower.len() - 1], 1e6),
+        Some(b'g') => (&lower[..lower.len() - 1], 1e9),
+        _ => (lower.as_str(), 1.0),
+    };
+    match number.parse::<f64>().map(|number| number * unit) {
+        Ok(rate) if (1e3..=1e12).contains(&rate) => Ok(rate as u64),
+        _ => Err("give bytes per second, at least 1k, e.g. 500k or 2.5M".to_owned()),
+    }
+}
+
 fn create_rate(text: &str) -> Result<CreateRate, String> {
     if text.eq_ignore_ascii_case("unlimited") {
         return Ok(CreateRate(None));
@@ -141,6 +193,10 @@ mod tests {
         assert_eq!(congestion("auto"), Ok(Congestion::Auto));
         assert!(congestion("").is_err() && congestion("a b").is_err());
         assert!(congestion("a-name-that-is-too-long").is_err());
+        assert_eq!(rate("500k"), Ok(500_000));
+        assert_eq!(rate("2.5M"), Ok(2_500_000));
+        assert_eq!(rate("12345"), Ok(12_345));
+        assert!(rate("0").is_err() && rate("k").is_err() && rate("-1M").is_err());
         assert_eq!(create_rate("unlimited"), Ok(CreateRate(None)));
         assert_eq!(create_rate("2.5"), Ok(CreateRate(Some(2.5))));
         assert!(create_rate("0").is_err() && create_rate("inf").is_err());

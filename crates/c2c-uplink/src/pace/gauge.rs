@@ -17,6 +17,8 @@ use super::concurrency::Sample;
 pub(crate) struct Gauge {
     state: Mutex<State>,
     begun: Notify,
+    /// For a second waiter.
+    begun_too: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -25,6 +27,8 @@ struct State {
     watched: BTreeMap<u64, Entry>,
     /// Acknowledged bytes of transfers that ended since the last look.
     ended: u64,
+    /// Acknowledged bytes of all transfers that ended.
+    finished: u64,
     faults: u32,
     shortest_us: Option<u32>,
     loss_based: bool,
@@ -49,10 +53,9 @@ impl Drop for Watched {
     fn drop(&mut self) {
         let mut state = self.gauge.state();
         if let Some(entry) = state.watched.remove(&self.key) {
-            state.ended += entry
-                .meter
-                .acknowledged()
-                .saturating_sub(entry.acknowledged);
+            let acknowledged = entry.meter.acknowledged();
+            state.finished += acknowledged;
+            state.ended += acknowledged.saturating_sub(entry.acknowledged);
         }
     }
 }
@@ -73,6 +76,7 @@ impl Gauge {
         );
         drop(state);
         self.begun.notify_one();
+        self.begun_too.notify_one();
         Watched {
             gauge: self.clone(),
             key,
@@ -89,6 +93,32 @@ impl Gauge {
         while self.state().watched.is_empty() {
             self.begun.notified().await;
         }
+    }
+
+    /// The same for a second waiter.
+    pub(crate) async fn busy_too(&self) {
+        while self.state().watched.is_empty() {
+            self.begun_too.notified().await;
+        }
+    }
+
+    /// Bytes that were acknowledged since the beginning.
+    pub(crate) fn acknowledged(&self) -> u64 {
+        let state = self.state();
+        let running = state.watched.values();
+        state.finished + running.map(|entry| entry.meter.acknowledged()).sum::<u64>()
+    }
+
+    /// The mean of the smoothed round trips of all connections.
+    pub(crate) fn round_trip(&self) -> Option<Duration> {
+        let state = self.state();
+        let told = state
+            .watched
+            .values()
+            .filter_map(|entry| entry.meter.transport());
+        let all: Vec<Duration> = told.map(|told| told.round_trip).collect();
+        let count = u32::try_from(all.len()).ok().filter(|count| *count > 0)?;
+        Some(all.iter().sum::<Duration>() / count)
     }
 
     /// Another network: its round trips are others.

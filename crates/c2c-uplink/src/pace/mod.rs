@@ -4,6 +4,7 @@ pub mod bucket;
 pub mod concurrency;
 pub mod first_hop;
 mod gauge;
+mod manners;
 mod networks;
 mod parts;
 pub mod polite;
@@ -11,6 +12,7 @@ mod steer;
 pub mod uptimes;
 
 pub(crate) use gauge::Gauge;
+pub(crate) use manners::be_polite;
 pub(crate) use networks::network_key;
 pub(crate) use parts::{Circumstance, choose_parts};
 pub use steer::Steering;

@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use crate::host;
+use crate::pace::bucket::Pace;
 
 /// Large enough to amortise a system call, small enough to stay in the cache of one core.
 pub(crate) const BUFFER: usize = 256 * 1024;
@@ -92,6 +93,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+type Granting = Pin<Box<dyn Future<Output = usize> + Send>>;
 type Read = (io::Result<Buffer>, Option<Md5>);
 
 /// `length` bytes of a file from `start`. Made anew for each attempt.
@@ -104,6 +106,10 @@ pub(crate) struct FileRange {
     pool: Arc<BufferPool>,
     hasher: Option<Md5>,
     reading: Option<JoinHandle<Read>>,
+    pace: Pace,
+    /// A permission that is waited for, or one that was given: so many bytes.
+    granting: Option<Granting>,
+    granted: usize,
     state: Arc<BodyState>,
 }
 
@@ -114,6 +120,7 @@ impl FileRange {
         length: u64,
         pool: Arc<BufferPool>,
         hash: bool,
+        pace: Pace,
     ) -> (FileRange, Arc<BodyState>) {
         let state = Arc::new(BodyState::default());
         let mut range = FileRange {
@@ -123,6 +130,9 @@ impl FileRange {
             pool,
             hasher: hash.then(Md5::new),
             reading: None,
+            pace,
+            granting: None,
+            granted: 0,
             state: state.clone(),
         };
         if length == 0 {
@@ -131,9 +141,35 @@ impl FileRange {
         (range, state)
     }
 
+    /// Waits until the next bytes may be sent.
+    fn poll_grant(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let wanted = self.left.min(BUFFER as u64) as usize;
+        let mut granting = match self.granting.take() {
+            Some(granting) => granting,
+            None if self.pace.is_unlimited() => {
+                self.granted = wanted;
+                return Poll::Ready(());
+            }
+            None => {
+                let pace = self.pace.clone();
+                Box::pin(async move { pace.grant(wanted).await })
+            }
+        };
+        match granting.as_mut().poll(cx) {
+            Poll::Ready(granted) => {
+                self.granted = granted;
+                Poll::Ready(())
+            }
+            Poll::Pending => {
+                self.granting = Some(granting);
+                Poll::Pending
+            }
+        }
+    }
+
     /// Reads the next buffer: at once, or in a thread that may wait.
     fn begin_read(&mut self) -> Option<Buffer> {
-        let length = self.left.min(BUFFER as u64) as usize;
+        let length = self.left.min(std::mem::take(&mut self.granted) as u64) as usize;
         let mut buffer = self.pool.take();
         buffer.length = length;
         let at = self.next;
@@ -179,6 +215,9 @@ impl http_body::Body for FileRange {
         let this = self.get_mut();
         if this.left == 0 {
             return Poll::Ready(None);
+        }
+        if this.reading.is_none() {
+            std::task::ready!(this.poll_grant(cx));
         }
         let ready = match &mut this.reading {
             None => this.begin_read(),
@@ -228,6 +267,7 @@ impl http_body::Body for FileRange {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pace::bucket::Pacer;
     use std::io::Write;
 
     async fn read_all(mut range: FileRange) -> io::Result<Vec<u8>> {
@@ -271,6 +311,7 @@ mod tests {
                 length as u64,
                 pool.clone(),
                 true,
+                Pacer::default().connection(None),
             );
             let wanted = &bytes[start..start + length];
             assert_eq!(read_all(range).await.unwrap(), wanted);
@@ -282,7 +323,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_file_that_became_shorter_is_an_error_and_no_digest() {
-        let (range, state) = FileRange::new(file_of(&[1; 100]), 50, 51, Arc::default(), true);
+        let (range, state) = FileRange::new(
+            file_of(&[1; 100]),
+            50,
+            51,
+            Arc::default(),
+            true,
+            Pacer::default().connection(None),
+        );
         assert_eq!(
             read_all(range).await.unwrap_err().kind(),
             io::ErrorKind::UnexpectedEof

@@ -219,6 +219,9 @@ async fn attempt(
         chunk.length,
         pool.clone(),
         engine.settings.verify,
+        engine
+            .pacer
+            .connection(engine.settings.interface.as_deref()),
     );
     let meter = Arc::new(Meter::default());
     let flight = Flight::new(media.id, chunk.number, chunk.length, meter.clone());
