@@ -10,12 +10,11 @@ use std::time::Duration;
 use rusqlite::{OptionalExtension, params};
 
 use crate::history::{Event, Operation};
-use crate::media::{MediaId, MediaState};
+use crate::media::{Chunk, Media, MediaId, MediaState};
 use crate::queue::{Attempt, ChunkClaim, Claim, Holder, Item, Lease, RegistrationClaim};
 
-use super::rows::{self, change};
+use super::rows::{self, change, chunk_columns, media_columns};
 use super::{Done, Tx, lines, verdict};
-use crate::error::QueueError;
 
 /// Checks out the next registration.
 pub(super) fn registration(
@@ -24,40 +23,46 @@ pub(super) fn registration(
     lease: Duration,
     ahead: Option<u64>,
 ) -> Done<Claim<RegistrationClaim>> {
-    wake(tx)?;
+    wake(tx, MediaState::Queued)?;
     if let Some(ahead) = ahead {
+        wake(tx, MediaState::Transferring)?;
         let sql = "SELECT chunks_due FROM counts";
         let due: i64 = tx.db.prepare_cached(sql)?.query_row([], |row| row.get(0))?;
         if due >= rows::number(ahead) {
             return Ok(Claim::Nothing);
         }
     }
-    let sql = "UPDATE media SET state = 'registering', tries = tries + 1, tries_total = tries_total + 1, \
-            not_before = 0, due = NULL, wake_at = NULL, lease_token = (SELECT token + 1 FROM store), \
-            lease_process = ?, lease_worker = ?, lease_until = ? \
+    let sql = concat!(
+        "UPDATE media SET state = 'registering', tries = tries + 1, tries_total = tries_total + 1, \
+            not_before = 0, due = NULL, wake_at = NULL, lease_token = ?, lease_process = ?, lease_worker = ?, \
+            lease_until = ?, lines = lines + 1 \
         WHERE id = (SELECT id FROM media INDEXED BY media_to_register WHERE due = 1 AND state = 'queued' \
             ORDER BY priority DESC, position, id LIMIT 1) \
-        RETURNING id, lease_token";
-    let got: Option<(i64, i64)> = tx
+        RETURNING ",
+        media_columns!(),
+        ", lines"
+    );
+    let token = tx.next_token();
+    let values = params![token, holder.process, holder.worker, tx.after(lease)];
+    let got: Option<(Media, i64)> = tx
         .db
         .prepare_cached(sql)?
-        .query_row(
-            params![holder.process, holder.worker, tx.after(lease)],
-            |row| Ok((row.get(0)?, row.get(1)?)),
-        )
+        .query_row(values, |row| {
+            Ok((rows::media(row, tx.now)?, row.get(rows::MEDIA_COLUMNS)?))
+        })
         .optional()?;
-    let Some((id, token)) = got else {
+    let Some((media, line)) = got else {
         return later(tx, MediaState::Queued);
     };
-    let id = MediaId(id);
-    spend_token(tx)?;
-    let media = rows::find_media(tx, id)?.ok_or(QueueError::NoSuchMedia(id))?;
+    tx.spend_token();
+    let id = media.id;
     let attempt = Attempt {
         number: media.tries,
         round: media.rounds + 1,
         final_try: media.final_try,
     };
-    note_try(tx, id, Operation::Register, None, attempt)?;
+    let event = tried(Operation::Register, None, attempt);
+    lines::put(tx, Some(id), line, &event)?;
     let lease = Lease {
         item: Item::Registration(id),
         token: token.cast_unsigned(),
@@ -71,50 +76,67 @@ pub(super) fn registration(
 
 /// Checks out the next chunk.
 pub(super) fn chunk(tx: &Tx<'_>, holder: &Holder, lease: Duration) -> Done<Claim<ChunkClaim>> {
-    wake(tx)?;
-    let sql = "UPDATE chunk SET state = 'sending', tries = tries + 1, tries_total = tries_total + 1, \
-            acknowledged = 0, not_before = 0, lease_token = (SELECT token + 1 FROM store), lease_process = ?1, \
-            lease_worker = ?2, lease_until = ?3, lease_round = (SELECT rounds FROM media WHERE id = media_id) \
+    wake(tx, MediaState::Transferring)?;
+    let sql = concat!(
+        "UPDATE chunk SET state = 'sending', tries = tries + 1, tries_total = tries_total + 1, \
+            acknowledged = 0, not_before = 0, lease_token = ?, lease_process = ?, \
+            lease_worker = ?, lease_until = ?, lease_round = (SELECT rounds FROM media WHERE id = media_id) \
         WHERE rowid = (SELECT rowid FROM chunk INDEXED BY chunk_ready \
-            WHERE state = 'ready' AND not_before <= ?4 AND media_id = \
+            WHERE state = 'ready' AND not_before <= ? AND media_id = \
                 (SELECT id FROM media INDEXED BY media_to_send WHERE due = 1 AND state = 'transferring' \
                 ORDER BY priority DESC, position, id LIMIT 1) \
             ORDER BY number LIMIT 1) \
-        RETURNING media_id, number, lease_token, url";
-    let got: Option<(i64, u32, i64, Vec<u8>)> = tx
+        RETURNING ",
+        chunk_columns!(),
+        ", media_id, url"
+    );
+    let token = tx.next_token();
+    let values = params![
+        token,
+        holder.process,
+        holder.worker,
+        tx.after(lease),
+        tx.now
+    ];
+    let got: Option<(Chunk, i64, Vec<u8>)> = tx
         .db
         .prepare_cached(sql)?
-        .query_row(
-            params![holder.process, holder.worker, tx.after(lease), tx.now],
-            |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)),
-        )
+        .query_row(values, |row| {
+            let chunk = rows::chunk(row, tx.now)?;
+            let (id, url) = (rows::CHUNK_COLUMNS, rows::CHUNK_COLUMNS + 1);
+            Ok((chunk, row.get(id)?, row.get(url)?))
+        })
         .optional()?;
-    let Some((id, number, token, url)) = got else {
+    let Some((chunk, id, url)) = got else {
         return later(tx, MediaState::Transferring);
     };
-    let id = MediaId(id);
-    spend_token(tx)?;
-    change(
-        tx,
-        "UPDATE media SET tries_total = tries_total + 1 WHERE id = ?",
-        &[&id.0],
-    )?;
-    verdict::settle(tx, id)?;
-    let media = rows::find_media(tx, id)?.ok_or(QueueError::NoSuchMedia(id))?;
-    let chunk = rows::find_chunk(tx, id, number)?.ok_or(QueueError::NoSuchMedia(id))?;
+    let (id, number) = (MediaId(id), chunk.number);
+    tx.spend_token();
+    // The last ready chunk of a media: there is nothing more to check out of it.
+    let sql = concat!(
+        "UPDATE media SET tries_total = tries_total + 1, wake_at = iif(chunks_ready = 0, NULL, wake_at), \
+            due = iif(chunks_ready = 0, NULL, due) WHERE id = ? RETURNING ",
+        media_columns!(),
+        ", chunks_ready, urls_at"
+    );
+    let (media, ready, urls_at): (Media, i64, i64) =
+        tx.db.prepare_cached(sql)?.query_row(params![id.0], |row| {
+            let media = rows::media(row, tx.now)?;
+            let (ready, urls_at) = (rows::MEDIA_COLUMNS, rows::MEDIA_COLUMNS + 1);
+            Ok((media, row.get(ready)?, row.get(urls_at)?))
+        })?;
+    if ready > 0 {
+        verdict::settle(tx, id)?;
+    }
     let attempt = Attempt {
         number: chunk.tries,
         round: media.rounds + 1,
         final_try: media.final_try,
     };
     if chunk.tries_total > 1 {
-        note_try(tx, id, Operation::Transfer, Some(number), attempt)?;
+        let event = tried(Operation::Transfer, Some(number), attempt);
+        lines::write(tx, Some(id), &event)?;
     }
-    let sql = "SELECT urls_at FROM media WHERE id = ?";
-    let urls_at: i64 = tx
-        .db
-        .prepare_cached(sql)?
-        .query_row(params![id.0], |row| row.get(0))?;
     Ok(Claim::Got(Box::new(ChunkClaim {
         lease: Lease {
             item: Item::Chunk(id, number),
@@ -136,12 +158,10 @@ pub(super) fn url_row(id: MediaId, number: u32) -> String {
     format!("{id}/{number}")
 }
 
-/// Marks the media whose time has come. Each wait ends once, so this costs as much as there are waits.
-fn wake(tx: &Tx<'_>) -> Done<()> {
-    for state in [MediaState::Queued, MediaState::Transferring] {
-        let sql = "UPDATE media INDEXED BY media_waking SET due = 1 WHERE due = 0 AND state = ? AND wake_at <= ?";
-        change(tx, sql, &[&state.as_str(), &tx.now])?;
-    }
+/// Marks the media in this state whose time has come. Each wait ends once, so this costs as much as there are waits.
+fn wake(tx: &Tx<'_>, state: MediaState) -> Done<()> {
+    let sql = "UPDATE media INDEXED BY media_waking SET due = 1 WHERE due = 0 AND state = ? AND wake_at <= ?";
+    change(tx, sql, &[&state.as_str(), &tx.now])?;
     Ok(())
 }
 
@@ -161,23 +181,11 @@ fn later<T>(tx: &Tx<'_>, state: MediaState) -> Done<Claim<T>> {
     })
 }
 
-fn spend_token(tx: &Tx<'_>) -> Done<()> {
-    change(tx, "UPDATE store SET token = token + 1", &[])?;
-    Ok(())
-}
-
-fn note_try(
-    tx: &Tx<'_>,
-    id: MediaId,
-    operation: Operation,
-    chunk: Option<u32>,
-    attempt: Attempt,
-) -> Done<()> {
-    let event = Event::Try {
+fn tried(operation: Operation, chunk: Option<u32>, attempt: Attempt) -> Event {
+    Event::Try {
         operation,
         chunk,
         number: attempt.number,
         round: attempt.round,
-    };
-    lines::write(tx, Some(id), &event)
+    }
 }

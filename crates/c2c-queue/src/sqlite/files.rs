@@ -4,6 +4,7 @@ use std::fs::{File, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection as Db, ErrorCode, OpenFlags};
 
 use crate::error::{Owner, QueueError};
@@ -93,6 +94,8 @@ pub(super) fn connect_reader(path: &Path) -> Result<Db, QueueError> {
 fn prepare(db: &Db) -> rusqlite::Result<()> {
     db.busy_timeout(std::time::Duration::from_secs(10))?;
     db.set_prepared_statement_cache_capacity(128);
+    // Otherwise a statement whose values might suit another partial index is prepared anew with each value.
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     db.execute_batch("PRAGMA trusted_schema = OFF; PRAGMA temp_store = MEMORY;")
 }
 

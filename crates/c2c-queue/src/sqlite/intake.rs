@@ -28,13 +28,14 @@ fn add_one(tx: &Tx<'_>, new: &NewMedia) -> Done<Added> {
             already: Some(state),
         });
     }
-    let position = verdict::next_position(tx)?;
+    let position = tx.next_position();
     let facts = &new.facts;
     let volume = new.volume.as_ref();
     let sql = "INSERT INTO media (path, name, size, mtime_ns, device, file, volume_id, mount_point, removable, \
             filetype, capture_wall, capture_boot_id, capture_boot, capture_source, channel, priority, position, \
-            parts, auto_version_id, hold, held_at, held_since, added_at) \
-        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23)";
+            parts, auto_version_id, hold, held_at, held_since, added_at, wake_at, due, lines) \
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, \
+            ?24, ?25, ?26)";
     tx.db.prepare_cached(sql)?.execute(params![
         path_value(&new.path),
         new.name,
@@ -59,13 +60,15 @@ fn add_one(tx: &Tx<'_>, new: &NewMedia) -> Done<Added> {
         new.hold.map(|_| tx.wall),
         new.hold.map(|_| tx.now),
         tx.wall,
+        new.hold.is_none().then_some(0),
+        new.hold.is_none().then_some(true),
+        1 + i64::from(new.hold.is_some()),
     ])?;
     let id = MediaId(tx.db.last_insert_rowid());
-    lines::write(tx, Some(id), &Event::Added)?;
+    lines::put(tx, Some(id), 1, &Event::Added)?;
     if let Some(hold) = new.hold {
-        lines::write(tx, Some(id), &Event::Held { hold })?;
+        lines::put(tx, Some(id), 2, &Event::Held { hold })?;
     }
-    verdict::settle(tx, id)?;
     Ok(Added { id, already: None })
 }
 

@@ -20,8 +20,7 @@ fn lost(lease: &Lease) -> QueueError {
     QueueError::LeaseLost(lease.item.media())
 }
 
-/// The media whose registration is held with this lease.
-pub(super) fn registration(tx: &Tx<'_>, lease: &Lease) -> Done<Media> {
+fn registered(lease: &Lease) -> Done<MediaId> {
     let Item::Registration(id) = lease.item else {
         return Err(QueueError::Invalid(format!(
             "the lease is on a chunk of media {}",
@@ -29,6 +28,25 @@ pub(super) fn registration(tx: &Tx<'_>, lease: &Lease) -> Done<Media> {
         ))
         .into());
     };
+    Ok(id)
+}
+
+/// The media whose registration is held with this lease, and the size of its file.
+pub(super) fn registration_size(tx: &Tx<'_>, lease: &Lease) -> Done<(MediaId, u64)> {
+    let id = registered(lease)?;
+    let sql = "SELECT size FROM media WHERE id = ? AND lease_token = ?";
+    let size: Option<i64> = tx
+        .db
+        .prepare_cached(sql)?
+        .query_row(params![id.0, token(lease)], |row| row.get(0))
+        .optional()?;
+    let size = size.ok_or_else(|| lost(lease))?;
+    Ok((id, size.cast_unsigned()))
+}
+
+/// The media whose registration is held with this lease.
+pub(super) fn registration(tx: &Tx<'_>, lease: &Lease) -> Done<Media> {
+    let id = registered(lease)?;
     let sql = "SELECT 1 FROM media WHERE id = ? AND lease_token = ?";
     let held = tx
         .db

@@ -25,6 +25,11 @@ pub(super) fn write(tx: &Tx<'_>, media: Option<MediaId>, event: &Event) -> Done<
             .prepare_cached("UPDATE store SET lines = lines + 1 RETURNING lines")?
             .query_row([], |row| row.get(0))?,
     };
+    put(tx, media, line, event)
+}
+
+/// Adds the line with this number; the caller has counted it.
+pub(super) fn put(tx: &Tx<'_>, media: Option<MediaId>, line: i64, event: &Event) -> Done<()> {
     let id = media.map(|id| id.0);
     tx.db
         .prepare_cached("INSERT INTO history (media_id, line, at, event) VALUES (?, ?, ?, ?)")?

@@ -26,6 +26,7 @@ mod transfer;
 mod verdict;
 mod writer;
 
+use std::cell::Cell;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -117,12 +118,57 @@ struct Tx<'a> {
     boot: &'a str,
     /// Absent in a queue that is only looked at.
     vault: Option<&'a Vault>,
+    /// What was given last; stored with the commit.
+    numbers: &'a Numbers,
+}
+
+/// Numbers that only grow. They are kept at hand because nearly every operation takes one, and stored with each commit.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Numbers {
+    /// Last fencing token given.
+    token: Cell<i64>,
+    /// Last position given.
+    position: Cell<i64>,
+}
+
+impl Numbers {
+    fn read(db: &Db) -> Done<Numbers> {
+        let sql = "SELECT token, position FROM store";
+        Ok(db.query_row(sql, [], |row| {
+            Ok(Numbers {
+                token: Cell::new(row.get(0)?),
+                position: Cell::new(row.get(1)?),
+            })
+        })?)
+    }
+
+    /// Back to what they were, with the change that took them.
+    fn restore(&self, before: &Numbers) {
+        self.token.set(before.token.get());
+        self.position.set(before.position.get());
+    }
 }
 
 impl Tx<'_> {
     /// Store time after a wait from now.
     fn after(&self, wait: Duration) -> i64 {
         self.now.saturating_add(crate::clock::millis(wait))
+    }
+
+    /// The fencing token that the next lease has; [`Tx::spend_token`] follows if there is one.
+    fn next_token(&self) -> i64 {
+        self.numbers.token.get() + 1
+    }
+
+    fn spend_token(&self) {
+        self.numbers.token.set(self.next_token());
+    }
+
+    /// A position behind every media.
+    fn next_position(&self) -> i64 {
+        let next = self.numbers.position.get() + 1;
+        self.numbers.position.set(next);
+        next
     }
 
     fn vault(&self) -> Done<&Vault> {
@@ -171,6 +217,7 @@ impl SqliteQueue {
             .boot_id()
             .map_or_else(|| process.clone(), |BootId(id)| id);
         let time = files::unusable(&path, "start", time::begin(&db, clock, &vault))?;
+        let numbers = files::unusable(&path, "start", Numbers::read(&db))?;
         let commits = Arc::new(AtomicU64::new(0));
         let reader = Reader::start(
             files::connect_reader(&path)?,
@@ -183,6 +230,7 @@ impl SqliteQueue {
             time: time.clone(),
             boot,
             vault,
+            numbers,
             commits: commits.clone(),
             lock,
         };

@@ -8,7 +8,7 @@ use crate::media::{Chunk, ChunkState, Media, MediaId, MediaState};
 use crate::queue::{QueueStatus, StateTally};
 use crate::receipt::Receipt;
 
-use super::rows::{self, CHUNK, MEDIA, ids};
+use super::rows::{self, chunk_columns, ids, media_columns};
 use super::{Done, Tx};
 
 /// The queue in numbers: nine rows, whatever its length.
@@ -46,9 +46,8 @@ fn count(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<u64> {
 }
 
 fn media_where(tx: &Tx<'_>, rest: &str, values: &[&dyn ToSql]) -> Done<Vec<Media>> {
-    let mut statement = tx
-        .db
-        .prepare_cached(&format!("SELECT {MEDIA} FROM media {rest}"))?;
+    let all = concat!("SELECT ", media_columns!(), " FROM media ");
+    let mut statement = tx.db.prepare_cached(&format!("{all}{rest}"))?;
     let media = statement
         .query_map(values, |row| rows::media(row, tx.now))?
         .collect::<rusqlite::Result<_>>()?;
@@ -109,8 +108,12 @@ pub(super) fn chunks(tx: &Tx<'_>, id: MediaId) -> Done<Vec<Chunk>> {
             .map(delivered)
             .collect());
     }
-    let sql = format!("SELECT {CHUNK} FROM chunk WHERE media_id = ? ORDER BY number");
-    let mut statement = tx.db.prepare_cached(&sql)?;
+    let sql = concat!(
+        "SELECT ",
+        chunk_columns!(),
+        " FROM chunk WHERE media_id = ? ORDER BY number"
+    );
+    let mut statement = tx.db.prepare_cached(sql)?;
     let chunks = statement.query_map(params![id.0], |row| rows::chunk(row, tx.now))?;
     Ok(chunks.collect::<rusqlite::Result<_>>()?)
 }

@@ -5,7 +5,7 @@ use rusqlite::params;
 use crate::clock::Capture;
 use crate::error::QueueError;
 use crate::history::{Event, Operation};
-use crate::media::{FileFacts, Media, MediaState};
+use crate::media::{FileFacts, MediaId, MediaState};
 use crate::queue::{Lease, NewAsset, Outcome, Setback, Verdict};
 
 use super::rows::{self, change};
@@ -13,9 +13,8 @@ use super::{Done, Tx, claim, intake, leases, lines, verdict};
 
 /// Stores the asset with all its chunks.
 pub(super) fn asset_created(tx: &Tx<'_>, lease: &Lease, asset: &NewAsset) -> Done<()> {
-    let media = leases::registration(tx, lease)?;
-    let count = check(&media, asset)?;
-    let id = media.id;
+    let (id, size) = leases::registration_size(tx, lease)?;
+    let count = check(id, size, asset)?;
     let sql = "INSERT INTO chunk (media_id, number, start, length, url) VALUES (?, ?, ?, ?, ?)";
     let mut insert = tx.db.prepare_cached(sql)?;
     for (number, chunk) in (0u32..).zip(&asset.chunks) {
@@ -33,35 +32,34 @@ pub(super) fn asset_created(tx: &Tx<'_>, lease: &Lease, asset: &NewAsset) -> Don
     }
     let sql = "UPDATE media SET state = 'transferring', asset_id = ?, project_id = ?, registered_at = ?, \
         urls_at = ?, registrations = registrations + 1, last_fault = NULL, chunk_count = ?5, chunks_ready = ?5, not_before = 0, \
-        tries = max(0, tries - 1), \
-        lease_token = NULL, lease_process = NULL, lease_worker = NULL, lease_until = NULL WHERE id = ?";
-    change(
-        tx,
-        sql,
-        &[
-            &asset.asset_id,
-            &asset.project_id,
-            &tx.wall,
-            &tx.now,
-            &count,
-            &id.0,
-        ],
-    )?;
+        tries = max(0, tries - 1), wake_at = iif(hold IS NULL, 0, NULL), due = iif(hold IS NULL, 1, NULL), \
+        lease_token = NULL, lease_process = NULL, lease_worker = NULL, lease_until = NULL, lines = lines + 1 \
+        WHERE id = ?6 RETURNING lines";
+    let values = params![
+        asset.asset_id,
+        asset.project_id,
+        tx.wall,
+        tx.now,
+        count,
+        id.0
+    ];
+    let line: i64 = tx
+        .db
+        .prepare_cached(sql)?
+        .query_row(values, |row| row.get(0))?;
     let event = Event::Registered {
         asset_id: asset.asset_id.clone(),
         chunks: count,
         offset: asset.offset,
     };
-    lines::write(tx, Some(id), &event)?;
-    verdict::settle(tx, id)
+    lines::put(tx, Some(id), line, &event)
 }
 
 /// The chunks must cover the file exactly once: anything else would deliver another file.
-fn check(media: &Media, asset: &NewAsset) -> Done<u32> {
+fn check(id: MediaId, size: u64, asset: &NewAsset) -> Done<u32> {
     let invalid = |words: String| {
-        Err(QueueError::Invalid(format!("the asset for media {}: {words}", media.id)).into())
+        Err(QueueError::Invalid(format!("the asset for media {id}: {words}")).into())
     };
-    let size = media.facts.size;
     let mut next = 0u64;
     for chunk in &asset.chunks {
         if chunk.start != next {

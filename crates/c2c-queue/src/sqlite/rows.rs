@@ -13,15 +13,31 @@ use crate::media::{
 
 use super::{Done, Tx};
 
-/// The columns of a media in the order in which [`media`] reads them.
-pub(super) const MEDIA: &str = "id, path, name, size, mtime_ns, device, file, volume_id, mount_point, removable, \
-    filetype, capture_wall, capture_boot_id, capture_boot, capture_source, capture_accepted, channel, priority, position, parts, \
-    auto_version_id, state, hold, held_at, held_since, tries, rounds, tries_total, final_try, not_before, asset_id, project_id, \
-    registered_at, registrations, registrations - registrations_before, possible_duplicates, chunk_count, chunks_sent, bytes_sent, bytes_resent, \
-    last_fault, added_at, rested_at";
+/// The columns of a media in the order in which [`media`] reads them: [`MEDIA_COLUMNS`] columns.
+macro_rules! media_columns {
+    () => {
+        "id, path, name, size, mtime_ns, device, file, volume_id, mount_point, removable, filetype, capture_wall, \
+        capture_boot_id, capture_boot, capture_source, capture_accepted, channel, priority, position, parts, \
+        auto_version_id, state, hold, held_at, held_since, tries, rounds, tries_total, final_try, not_before, asset_id, \
+        project_id, registered_at, registrations, registrations - registrations_before, possible_duplicates, chunk_count, \
+        chunks_sent, bytes_sent, bytes_resent, last_fault, added_at, rested_at"
+    };
+}
 
-/// The columns of a chunk in the order in which [`chunk`] reads them.
-pub(super) const CHUNK: &str = "number, start, length, state, tries, tries_total, acknowledged, not_before, etag, md5, sent_at";
+/// The columns of a chunk in the order in which [`chunk`] reads them: [`CHUNK_COLUMNS`] columns.
+macro_rules! chunk_columns {
+    () => {
+        "number, start, length, state, tries, tries_total, acknowledged, not_before, etag, md5, sent_at"
+    };
+}
+
+pub(super) use {chunk_columns, media_columns};
+
+/// How many columns a media has; what a statement asks for besides comes after them.
+pub(super) const MEDIA_COLUMNS: usize = 43;
+
+/// How many columns a chunk has.
+pub(super) const CHUNK_COLUMNS: usize = 11;
 
 /// Reads columns one after the other.
 struct Columns<'r, 's> {
@@ -107,7 +123,7 @@ fn due_in(not_before: i64, now: i64) -> Option<u64> {
         .filter(|wait| *wait > 0)
 }
 
-/// The media in a row that was selected with [`MEDIA`].
+/// The media in a row that was selected with `media_columns!`.
 pub(super) fn media(row: &Row<'_>, now: i64) -> rusqlite::Result<Media> {
     let mut columns = Columns { row, next: 0 };
     let c = &mut columns;
@@ -188,7 +204,7 @@ pub(super) fn media(row: &Row<'_>, now: i64) -> rusqlite::Result<Media> {
     })
 }
 
-/// The chunk in a row that was selected with [`CHUNK`].
+/// The chunk in a row that was selected with `chunk_columns!`.
 pub(super) fn chunk(row: &Row<'_>, now: i64) -> rusqlite::Result<Chunk> {
     let mut columns = Columns { row, next: 0 };
     let c = &mut columns;
@@ -249,20 +265,10 @@ pub(super) fn number(value: u64) -> i64 {
 
 /// One media.
 pub(super) fn find_media(tx: &Tx<'_>, id: MediaId) -> Done<Option<Media>> {
-    let mut statement = tx
-        .db
-        .prepare_cached(&format!("SELECT {MEDIA} FROM media WHERE id = ?"))?;
+    let sql = concat!("SELECT ", media_columns!(), " FROM media WHERE id = ?");
+    let mut statement = tx.db.prepare_cached(sql)?;
     Ok(statement
         .query_row(params![id.0], |row| media(row, tx.now))
-        .optional()?)
-}
-
-/// One chunk.
-pub(super) fn find_chunk(tx: &Tx<'_>, id: MediaId, number: u32) -> Done<Option<Chunk>> {
-    let sql = format!("SELECT {CHUNK} FROM chunk WHERE media_id = ? AND number = ?");
-    let mut statement = tx.db.prepare_cached(&sql)?;
-    Ok(statement
-        .query_row(params![id.0, number], |row| chunk(row, tx.now))
         .optional()?)
 }
 

@@ -13,7 +13,7 @@ use crate::vault::Vault;
 
 use super::time::StoreTime;
 use super::writer::{Job, Message, Writer, operation};
-use super::{Done, Tx};
+use super::{Done, Numbers, Tx};
 
 type Answer<T> = oneshot::Receiver<Result<T, QueueError>>;
 
@@ -178,6 +178,7 @@ fn snapshot(
     job: &mut dyn Job,
 ) -> rusqlite::Result<()> {
     db.prepare_cached("BEGIN")?.execute([])?;
+    let numbers = Numbers::default();
     let read = time.now_in(db).map(|now| {
         job.run(&Tx {
             db,
@@ -185,6 +186,7 @@ fn snapshot(
             wall: time.wall(),
             boot: "",
             vault,
+            numbers: &numbers,
         });
     });
     if !db.is_autocommit() {

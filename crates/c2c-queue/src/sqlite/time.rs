@@ -15,7 +15,7 @@ use rusqlite::{Connection as Db, params};
 use crate::clock::Clock;
 use crate::vault::Vault;
 
-use super::{Done, pairing};
+use super::{Done, Numbers, pairing};
 
 /// Store time, and the clock it is made of.
 #[derive(Clone, Debug)]
@@ -85,14 +85,17 @@ impl StoreTime {
         self.clock.wall().0
     }
 
-    /// Stores the time with the changes that happen in it.
-    pub(super) fn persist(&self, db: &Db) -> rusqlite::Result<()> {
-        db.prepare_cached("UPDATE store SET store_ms = ?, boot_ms = ?, boot_id = ?")?
-            .execute(params![
-                self.now(),
-                self.clock.boot().0,
-                self.clock.boot_id().map(|id| id.0)
-            ])?;
+    /// Stores the time, and the numbers, with the changes that happen in it.
+    pub(super) fn persist(&self, db: &Db, numbers: &Numbers) -> rusqlite::Result<()> {
+        let sql =
+            "UPDATE store SET store_ms = ?, boot_ms = ?, boot_id = ?, token = ?, position = ?";
+        db.prepare_cached(sql)?.execute(params![
+            self.now(),
+            self.clock.boot().0,
+            self.clock.boot_id().map(|id| id.0),
+            numbers.token.get(),
+            numbers.position.get(),
+        ])?;
         Ok(())
     }
 }
@@ -137,7 +140,7 @@ pub(super) fn begin(db: &Db, clock: Arc<dyn Clock>, vault: &Vault) -> Done<Store
     let time = StoreTime::starting(clock, stored.as_ref());
     db.execute_batch("BEGIN IMMEDIATE")?;
     db.execute("UPDATE store SET clean = 0", [])?;
-    time.persist(db)?;
+    time.persist(db, &Numbers::read(db)?)?;
     pairing::ensure_key_check(db, vault)?;
     db.execute_batch("COMMIT")?;
     Ok(time)

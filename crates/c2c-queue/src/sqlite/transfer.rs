@@ -28,6 +28,11 @@ pub(super) fn sent(tx: &Tx<'_>, lease: &Lease, proof: &ChunkProof) -> Done<Sent>
             format!("chunk {number} of media {id} arrived damaged: its ETag is not its MD5");
         return Err(QueueError::Invalid(words).into());
     }
+    let left = media.chunk_count.saturating_sub(media.chunks_sent + 1);
+    if left == 0 {
+        let receipt = Some(Box::new(deliver(tx, &media, number, length, proof)?));
+        return Ok(Sent { left, receipt });
+    }
     let sql = "UPDATE chunk SET state = 'sent', sent_at = ?, etag = ?, md5 = ?, crc64nvme = ?, acknowledged = ?, not_before = 0, \
         url = NULL, lease_token = NULL, lease_process = NULL, lease_worker = NULL, lease_until = NULL, \
         lease_round = NULL WHERE media_id = ? AND number = ?";
@@ -49,24 +54,35 @@ pub(super) fn sent(tx: &Tx<'_>, lease: &Lease, proof: &ChunkProof) -> Done<Sent>
         "UPDATE media SET tries = 0, rounds = 0, final_try = 0, last_fault = NULL WHERE id = ?",
         &[&id.0],
     )?;
-    let left = media.chunk_count.saturating_sub(media.chunks_sent + 1);
-    let receipt = if left == 0 {
-        Some(Box::new(deliver(tx, &media)?))
-    } else {
-        verdict::settle(tx, id)?;
-        None
-    };
-    Ok(Sent { left, receipt })
+    verdict::settle(tx, id)?;
+    Ok(Sent {
+        left,
+        receipt: None,
+    })
 }
 
-/// Writes the receipt and lets go of the chunks: a delivered media costs one row and its receipt.
-fn deliver(tx: &Tx<'_>, media: &Media) -> Done<Receipt> {
+/// Writes the receipt and lets go of the chunks: a delivered media costs one row and its receipt. `last` is the chunk that
+/// just arrived, with its proof; it is recorded in the receipt alone.
+fn deliver(
+    tx: &Tx<'_>,
+    media: &Media,
+    last: u32,
+    length: u64,
+    proof: &ChunkProof,
+) -> Done<Receipt> {
     verdict::check_move(media, MediaState::Delivered)?;
-    let receipt = receipt(tx, media)?;
+    let receipt = receipt(tx, media, last, proof)?;
     change(tx, "DELETE FROM chunk WHERE media_id = ?", &[&media.id.0])?;
     let sql = "UPDATE media SET state = 'delivered', hold = NULL, held_at = NULL, held_since = NULL, not_before = 0, \
-        parked_boot = NULL, due = NULL, wake_at = NULL, rested_at = ? WHERE id = ?";
-    change(tx, sql, &[&tx.wall, &media.id.0])?;
+        parked_boot = NULL, due = NULL, wake_at = NULL, rested_at = ?, tries = 0, rounds = 0, final_try = 0, \
+        last_fault = NULL, chunks_sending = chunks_sending - 1, chunks_sent = chunks_sent + 1, \
+        bytes_sent = bytes_sent + ?, lines = lines + 1 WHERE id = ? RETURNING lines";
+    let line: i64 = tx
+        .db
+        .prepare_cached(sql)?
+        .query_row(params![tx.wall, rows::number(length), media.id.0], |row| {
+            row.get(0)
+        })?;
     let sql = "INSERT INTO receipt (media_id, project_id, delivered_at, body) VALUES (?, ?, ?, ?)";
     let body = serde_json::to_string(&receipt)?;
     change(
@@ -74,31 +90,42 @@ fn deliver(tx: &Tx<'_>, media: &Media) -> Done<Receipt> {
         sql,
         &[&media.id.0, &receipt.project_id, &tx.wall, &body],
     )?;
-    lines::write(tx, Some(media.id), &Event::Delivered)?;
+    lines::put(tx, Some(media.id), line, &Event::Delivered)?;
     Ok(receipt)
 }
 
-fn receipt(tx: &Tx<'_>, media: &Media) -> Done<Receipt> {
+fn receipt(tx: &Tx<'_>, media: &Media, last: u32, proof: &ChunkProof) -> Done<Receipt> {
     let sql = "SELECT number, start, length, etag, md5, tries_total, sent_at, crc64nvme FROM chunk WHERE media_id = ? \
         ORDER BY number";
     let mut statement = tx.db.prepare_cached(sql)?;
     let mut whole = Some(0);
     let chunks = statement.query_map(params![media.id.0], |row| {
-        let (etag, md5): (Option<String>, Option<String>) = (row.get(3)?, row.get(4)?);
+        let number = row.get(0)?;
         let length = row.get::<_, i64>(2)?.cast_unsigned();
-        let crc = row.get::<_, Option<i64>>(7)?.map(i64::cast_unsigned);
+        let (etag, md5, crc, sent_at) = if number == last {
+            let ChunkProof {
+                etag,
+                md5,
+                crc64nvme,
+            } = proof.clone();
+            (etag, md5, crc64nvme, tx.wall)
+        } else {
+            let crc: Option<i64> = row.get(7)?;
+            let crc = crc.map(i64::cast_unsigned);
+            (row.get(3)?, row.get(4)?, crc, row.get(6)?)
+        };
         whole = whole
             .zip(crc)
             .map(|(whole, crc)| checksum::combine(whole, crc, length));
         Ok(ReceiptChunk {
-            number: row.get(0)?,
+            number,
             start: row.get::<_, i64>(1)?.cast_unsigned(),
             length,
             verified: verified(etag.as_deref(), md5.as_deref()),
             etag,
             md5,
             tries: row.get(5)?,
-            sent_at: WallTime(row.get(6)?),
+            sent_at: WallTime(sent_at),
         })
     })?;
     let chunks = chunks.collect::<rusqlite::Result<Vec<_>>>()?;

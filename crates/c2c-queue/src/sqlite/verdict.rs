@@ -127,7 +127,7 @@ pub(super) fn set_hold(tx: &Tx<'_>, media: &Media, hold: Hold) -> Done<bool> {
 pub(super) fn next_round(tx: &Tx<'_>, id: MediaId, not_before: i64) -> Done<()> {
     let sql = "UPDATE media SET rounds = rounds + 1, tries = 0, position = ?, not_before = ?, due = NULL, \
         wake_at = NULL WHERE id = ?";
-    let position = next_position(tx)?;
+    let position = tx.next_position();
     change(tx, sql, &[&position, &not_before, &id.0])?;
     fresh_chunk_tries(tx, id)
 }
@@ -140,12 +140,6 @@ pub(super) fn fresh_chunk_tries(tx: &Tx<'_>, id: MediaId) -> Done<()> {
         &[&id.0],
     )?;
     Ok(())
-}
-
-/// A position behind every media.
-pub(super) fn next_position(tx: &Tx<'_>) -> Done<i64> {
-    let sql = "UPDATE store SET position = position + 1 RETURNING position";
-    Ok(tx.db.prepare_cached(sql)?.query_row([], |row| row.get(0))?)
 }
 
 /// Brings a media to rest. Leases on it and on its chunks are void afterwards.

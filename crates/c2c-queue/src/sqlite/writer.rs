@@ -1,6 +1,6 @@
 //! The one thread that writes: operations in, groups out.
 //!
-//! 1. Every operation runs in a savepoint: its own error, or its own panic, undoes it alone.
+//! 1. Every operation runs in a savepoint, or in a transaction of its own: its own error, or its own panic, undoes it alone.
 //! 2. Nobody is answered before the commit of the group is on disk; if that fails, nobody's change happened and
 //!    everybody in the group learns it.
 //! 3. Once accepted an operation happens whole, whether or not its caller still waits.
@@ -18,7 +18,7 @@ use crate::vault::Vault;
 
 use super::files::LockFile;
 use super::time::StoreTime;
-use super::{Done, Fault, Tx};
+use super::{Done, Fault, Numbers, Tx};
 
 /// Most operations that share a commit; bounds how long the first of them waits for the last.
 const GROUP: usize = 256;
@@ -130,6 +130,7 @@ pub(super) struct Writer {
     pub(super) time: StoreTime,
     pub(super) boot: String,
     pub(super) vault: Vault,
+    pub(super) numbers: Numbers,
     pub(super) commits: Arc<AtomicU64>,
     pub(super) lock: LockFile,
 }
@@ -170,63 +171,83 @@ impl Writer {
     /// Runs a group and answers it. Returns what has to run again, because the database gave up half-way.
     fn commit(&self, group: Vec<Box<dyn Job>>) -> Vec<Box<dyn Job>> {
         let changes = self.db.total_changes();
-        if let Err(error) = self.db.execute_batch("BEGIN IMMEDIATE") {
+        let before = self.numbers.clone();
+        if let Err(error) = self.step("BEGIN IMMEDIATE") {
             answer(group, Some(&error));
             return Vec::new();
         }
+        let alone = group.len() == 1;
         let mut done = Vec::with_capacity(group.len());
         let mut rest = group.into_iter();
         for mut job in rest.by_ref() {
-            let ran = self.savepoint(&mut *job);
+            let ran = if alone {
+                // The transaction is its savepoint.
+                if !self.run_job(&mut *job) {
+                    self.undo(&before);
+                }
+                Ok(())
+            } else {
+                self.savepoint(&mut *job)
+            };
             done.push(job);
             if let Err(error) = ran {
-                self.undo();
+                self.undo(&before);
                 answer(done, Some(&error));
                 return rest.collect();
             }
         }
-        // Nothing changed: there is nothing worth a flush of the disk.
-        let kept = if self.db.total_changes() == changes {
-            self.db.execute_batch("ROLLBACK")
+        let kept = if self.db.is_autocommit() {
+            Ok(())
+        } else if self.db.total_changes() == changes {
+            // Nothing changed: there is nothing worth a flush of the disk.
+            self.step("ROLLBACK")
         } else {
             let kept = self
                 .time
-                .persist(&self.db)
-                .and_then(|()| self.db.execute_batch("COMMIT"));
+                .persist(&self.db, &self.numbers)
+                .and_then(|()| self.step("COMMIT"));
             self.commits.fetch_add(1, Ordering::Relaxed);
             kept
         };
         match kept {
             Ok(()) => answer(done, None),
             Err(error) => {
-                self.undo();
+                self.undo(&before);
                 answer(done, Some(&error));
             }
         }
         Vec::new()
     }
 
+    fn step(&self, sql: &'static str) -> rusqlite::Result<()> {
+        self.db.prepare_cached(sql)?.execute([]).map(drop)
+    }
+
     /// Runs one operation so that it can be undone alone. An error here concerns the whole group.
     fn savepoint(&self, job: &mut dyn Job) -> rusqlite::Result<()> {
-        self.db.prepare_cached("SAVEPOINT operation")?.execute([])?;
-        let tx = Tx {
+        let before = self.numbers.clone();
+        self.step("SAVEPOINT operation")?;
+        if !self.run_job(job) {
+            self.numbers.restore(&before);
+            // A full disk makes SQLite roll back everything at once: then this fails too, and says so.
+            self.step("ROLLBACK TO operation")?;
+        }
+        self.step("RELEASE operation")
+    }
+
+    fn run_job(&self, job: &mut dyn Job) -> bool {
+        job.run(&Tx {
             db: &self.db,
             now: self.time.now(),
             wall: self.time.wall(),
             boot: &self.boot,
             vault: Some(&self.vault),
-        };
-        if !job.run(&tx) {
-            // A full disk makes SQLite roll back everything at once: then this fails too, and says so.
-            self.db
-                .prepare_cached("ROLLBACK TO operation")?
-                .execute([])?;
-        }
-        self.db.prepare_cached("RELEASE operation")?.execute([])?;
-        Ok(())
+            numbers: &self.numbers,
+        })
     }
 
-    fn undo(&self) {
+    fn undo(&self, before: &Numbers) {
+        self.numbers.restore(before);
         if !self.db.is_autocommit()
             && let Err(error) = self.db.execute_batch("ROLLBACK")
         {
@@ -235,10 +256,16 @@ impl Writer {
     }
 
     fn close(self) -> Result<(), QueueError> {
-        let Writer { db, time, lock, .. } = self;
+        let Writer {
+            db,
+            time,
+            numbers,
+            lock,
+            ..
+        } = self;
         let mark = || -> Done<()> {
             db.execute_batch("BEGIN IMMEDIATE")?;
-            time.persist(&db)?;
+            time.persist(&db, &numbers)?;
             db.execute("UPDATE store SET clean = 1", [])?;
             db.execute_batch("COMMIT")?;
             Ok(())
