@@ -393,7 +393,7 @@ async fn attempt(
     Ok(Attempted::Sent(ChunkProof {
         etag: Some(etag.clone()),
         md5,
-        crc64nvme: None,
+        crc64nvme: state.crc64(),
     }))
 }
 

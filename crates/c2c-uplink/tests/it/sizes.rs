@@ -68,6 +68,10 @@ async fn every_size_arrives() {
     for ((size, file), added) in files.iter().zip(&added) {
         let receipt = uplink.receipt(added.id).await.unwrap().unwrap();
         assert_eq!(receipt.sha256, Some(crate::bench::sha256(file)), "{size}");
+        let mut crc64 = c2c_digest::Crc64::new();
+        crc64.update(&std::fs::read(file).unwrap());
+        let whole = c2c_digest::to_base64(crc64.finalize());
+        assert_eq!(receipt.crc64nvme, Some(whole), "{size}");
     }
     uplink.shutdown().await.unwrap();
 }
