@@ -15,12 +15,12 @@ mod trial;
 mod tun;
 
 use std::io;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use serde::Serialize;
 
-use forward::Forwarder;
+use forward::{Forwarder, Strain};
 use netns::{Namespaces, ip, within};
 pub(crate) use profile::{Profile, UnknownProfile};
 use queue::{Model, Tally};
@@ -120,8 +120,12 @@ pub(crate) struct Way {
     pub(crate) dropped: u64,
     /// Packets that a cut took.
     pub(crate) cut: u64,
-    /// Packets that were to be delivered, or taken up, and were not because this machine was too slow: should be 0.
+    /// Packets that the kernel did not take at the other end: should be 0.
     pub(crate) missed: u64,
+    /// Milliseconds by which packets arrived later than they should, on average: about 0.1 where this machine keeps up.
+    pub(crate) late_ms: f64,
+    /// The worst of these.
+    pub(crate) latest_ms: f64,
     /// Milliseconds that a packet waited in the queue, on average of those that were sent.
     pub(crate) queueing_ms: f64,
 }
@@ -215,8 +219,7 @@ impl Network {
 }
 
 impl Way {
-    fn new(tally: Tally, missed: u64) -> Way {
-        let sent = tally.delivered + tally.lost;
+    fn new(tally: Tally, strain: Strain) -> Way {
         Way {
             packets: tally.packets,
             bytes: tally.bytes,
@@ -225,10 +228,16 @@ impl Way {
             lost: tally.lost,
             dropped: tally.dropped,
             cut: tally.cut,
-            missed,
-            queueing_ms: 1000.0 * tally.waited.as_secs_f64() / sent.max(1) as f64,
+            missed: strain.refused,
+            late_ms: milliseconds(strain.late, strain.handed_over),
+            latest_ms: milliseconds(strain.latest, 1),
+            queueing_ms: milliseconds(tally.waited, tally.delivered + tally.lost),
         }
     }
+}
+
+fn milliseconds(total: Duration, count: u64) -> f64 {
+    1000.0 * total.as_secs_f64() / count.max(1) as f64
 }
 
 fn models(profile: &Profile) -> (Model, Model) {
