@@ -1,8 +1,8 @@
 //! Moves packets from one device to the other, as the model of the direction decides.
 //!
 //! One thread for each direction. A busy one looks every 100 µs for what has come and what is due, as a network card that gathers
-//! interrupts does; one whose packets come apart sleeps until one comes or is due. The model reckons with the rate, not with when the thread runs, so that
-//! this changes when packets come by a tenth of a millisecond, and nothing else.
+//! interrupts does; one whose packets come apart sleeps until one comes or is due. The model reckons with the rate, not with when the
+//! thread runs, so that this changes when packets come by a tenth of a millisecond, and nothing else.
 
 use std::collections::VecDeque;
 use std::num::NonZeroU64;
