@@ -1,11 +1,12 @@
 //! A link that does not exist: two network namespaces with a modelled way between them.
 //!
-//! Invariants: nothing leaves this machine; the routes, devices and settings of its own network stay as they are; nothing is left
-//! when the process ends, however it ends.
+//! Invariants: nothing leaves this machine; the routes and devices of its own network stay as they are, and so do its settings, but
+//! for a moment one ([`congestion`]); nothing is left when the process ends, however it ends.
 //!
 //! Needs root, `/dev/net/tun` and iproute2. Each namespace has one TUN device; two threads of this process move the packets between
 //! them ([`forward`]), and a model decides which, and when ([`queue`]).
 
+mod congestion;
 mod forward;
 mod netns;
 mod profile;
@@ -14,12 +15,12 @@ mod trial;
 mod tun;
 
 use std::io;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use serde::Serialize;
 
-use forward::Forwarder;
+use forward::{Forwarder, Strain};
 use netns::{Namespaces, ip, within};
 pub(crate) use profile::{Profile, UnknownProfile};
 use queue::{Model, Tally};
@@ -60,16 +61,17 @@ pub(crate) enum LinkError {
         /// What happened.
         source: io::Error,
     },
-    /// The kernel does not know, or does not allow, the congestion control.
-    #[error("the congestion control {name:?} is not available in {namespace}: {source}")]
+    /// The kernel does not know the congestion control, or does not allow it.
+    #[error("the congestion control {name:?} is not available: {source}")]
     Congestion {
         /// As asked for.
         name: String,
-        /// Where it was set.
-        namespace: String,
         /// What the kernel said.
         source: Box<LinkError>,
     },
+    /// A setting of the machine's network could not be read or written.
+    #[error("the congestion controls that this machine allows could not be read or extended: {0}")]
+    Setting(io::Error),
     /// The threads could not be started.
     #[error("no thread for the link could be started: {0}")]
     Thread(io::Error),
@@ -118,8 +120,12 @@ pub(crate) struct Way {
     pub(crate) dropped: u64,
     /// Packets that a cut took.
     pub(crate) cut: u64,
-    /// Packets that were to be delivered, or taken up, and were not because this machine was too slow: should be 0.
+    /// Packets that the kernel did not take at the other end: should be 0.
     pub(crate) missed: u64,
+    /// Milliseconds by which packets arrived later than they should, on average: about 0.1 where this machine keeps up.
+    pub(crate) late_ms: f64,
+    /// The worst of these.
+    pub(crate) latest_ms: f64,
     /// Milliseconds that a packet waited in the queue, on average of those that were sent.
     pub(crate) queueing_ms: f64,
 }
@@ -213,8 +219,7 @@ impl Network {
 }
 
 impl Way {
-    fn new(tally: Tally, missed: u64) -> Way {
-        let sent = tally.delivered + tally.lost;
+    fn new(tally: Tally, strain: Strain) -> Way {
         Way {
             packets: tally.packets,
             bytes: tally.bytes,
@@ -223,10 +228,16 @@ impl Way {
             lost: tally.lost,
             dropped: tally.dropped,
             cut: tally.cut,
-            missed,
-            queueing_ms: 1000.0 * tally.waited.as_secs_f64() / sent.max(1) as f64,
+            missed: strain.refused,
+            late_ms: milliseconds(strain.late, strain.handed_over),
+            latest_ms: milliseconds(strain.latest, 1),
+            queueing_ms: milliseconds(tally.waited, tally.delivered + tally.lost),
         }
     }
+}
+
+fn milliseconds(total: Duration, count: u64) -> f64 {
+    1000.0 * total.as_secs_f64() / count.max(1) as f64
 }
 
 fn models(profile: &Profile) -> (Model, Model) {
@@ -256,20 +267,44 @@ fn end(namespace: &str, own: &str, peer: &str, congestion: &str) -> Result<Tun, 
         DEVICE_QUEUE,
         "up",
     ])?;
-    set(namespace, "tcp_congestion_control", congestion).map_err(|source| {
-        LinkError::Congestion {
-            name: congestion.to_owned(),
-            namespace: namespace.to_owned(),
-            source: Box::new(source),
-        }
-    })?;
+    congestion::set(namespace, congestion)?;
     // What one connection learnt about the path would help the next, and the order of the runs would count.
-    set(namespace, "tcp_no_metrics_save", "1")?;
+    within(namespace, || {
+        std::fs::write("/proc/sys/net/ipv4/tcp_no_metrics_save", "1")
+    })?;
     Ok(tun)
 }
 
-fn set(namespace: &str, setting: &str, value: &str) -> Result<(), LinkError> {
-    within(namespace, || {
-        std::fs::write(format!("/proc/sys/net/ipv4/{setting}"), value)
-    })
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    #[test]
+    fn both_ends_and_what_runs_in_them_end_with_the_network() {
+        if let Err(why) = available() {
+            println!("skipped: {why}");
+            return;
+        }
+        let network = Network::up(&Profile::ALL[0], "reno").unwrap();
+        let [near, far] =
+            [network.near(), network.far()].map(|name| Path::new("/run/netns").join(name));
+        assert!(near.exists() && far.exists());
+        let mut program = Command::new("ip")
+            .args(["netns", "exec", network.far(), "cat"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It is in the namespace when it is `cat`: only then can the guard find it.
+        let name = format!("/proc/{}/comm", program.id());
+        while std::fs::read_to_string(&name).unwrap().trim() != "cat" {
+            assert_eq!(program.try_wait().unwrap(), None);
+            std::thread::yield_now();
+        }
+        drop(network);
+        assert!(!near.exists() && !far.exists());
+        assert_eq!(program.wait().unwrap().code(), None, "killed, not ended");
+    }
 }

@@ -114,3 +114,40 @@ fn drain(stream: &TcpStream, read: &AtomicU64) {
         read.fetch_add(count as u64, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::link::available;
+
+    #[test]
+    fn tcp_gets_through_a_link_no_faster_than_the_link_is_and_the_counts_agree() {
+        if let Err(why) = available() {
+            println!("skipped: {why}");
+            return;
+        }
+        let profile: Profile = "lteclean".parse().unwrap();
+        let mut network = Network::up(&profile, "cubic").unwrap();
+        let bytes = send(&network, 2, Duration::from_secs(2)).unwrap();
+        let counts = network.counts();
+        assert!(bytes > 0);
+        assert!(counts.up.delivered_bytes > bytes, "headers count too");
+        assert!(counts.down.delivered > 0, "acknowledgements");
+        assert!(counts.down.bytes < counts.up.bytes / 10);
+        let most = profile.up.rate as f64 / 8.0 * counts.seconds + profile.up.queue as f64;
+        assert!(counts.up.delivered_bytes as f64 <= most, "{counts:?}");
+        assert!(
+            share(&network, bytes, &counts) < 0.966,
+            "headers take 3.5 %"
+        );
+        assert_eq!((counts.up.lost, counts.up.cut, counts.up.missed), (0, 0, 0));
+        assert_eq!(
+            counts.up.packets,
+            counts.up.delivered + counts.up.dropped,
+            "nothing else happens on this link"
+        );
+
+        network.renew();
+        assert!(network.counts().up.packets < counts.up.packets);
+    }
+}
