@@ -44,9 +44,14 @@ pub(crate) fn boot_ms() -> i64 {
 /// The name of the current run of the operating system.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 pub(crate) fn boot_id() -> Option<String> {
-    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
-    let id = id.trim();
-    (!id.is_empty()).then(|| id.to_owned())
+    static ID: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
+    let ask = || {
+        let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+        let id = id.trim();
+        (!id.is_empty()).then(|| id.to_owned())
+    };
+    // Each commit of the queue asks.
+    ID.get_or_init(ask).clone()
 }
 
 /// The name of the current run of the operating system: the kernel makes a new one at each boot.

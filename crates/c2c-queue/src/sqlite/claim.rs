@@ -3,14 +3,15 @@
 //! A media carries the time at which there is something to check out of it (`wake_at`), and whether that time
 //! has come (`due`). Those that have come form two short indexes, in the order of work; those that wait form
 //! another, in the order of time. So neither a long queue nor a long list of waiting media costs anything.
-//! The statements name their index: without statistics SQLite would rather sort all media of a state.
+//! The statements name their index: without statistics SQLite would rather sort all media of a state. None of them says
+//! RETURNING: SQLite makes a table for that, which costs more than asking once more.
 
 use std::time::Duration;
 
 use rusqlite::{OptionalExtension, params};
 
 use crate::history::{Event, Operation};
-use crate::media::{Chunk, Media, MediaId, MediaState};
+use crate::media::{Media, MediaId, MediaState};
 use crate::queue::{Attempt, ChunkClaim, Claim, Holder, Item, Lease, RegistrationClaim};
 
 use super::rows::{self, change, chunk_columns, media_columns};
@@ -32,30 +33,35 @@ pub(super) fn registration(
             return Ok(Claim::Nothing);
         }
     }
-    let sql = concat!(
-        "UPDATE media SET state = 'registering', tries = tries + 1, tries_total = tries_total + 1, \
-            not_before = 0, due = NULL, wake_at = NULL, lease_token = ?, lease_process = ?, lease_worker = ?, \
-            lease_until = ?, lines = lines + 1 \
-        WHERE id = (SELECT id FROM media INDEXED BY media_to_register WHERE due = 1 AND state = 'queued' \
-            ORDER BY priority DESC, position, id LIMIT 1) \
-        RETURNING ",
-        media_columns!(),
-        ", lines"
-    );
-    let token = tx.next_token();
-    let values = params![token, holder.process, holder.worker, tx.after(lease)];
-    let got: Option<(Media, i64)> = tx
+    let sql = "SELECT id FROM media INDEXED BY media_to_register WHERE due = 1 AND state = 'queued' \
+        ORDER BY priority DESC, position, id LIMIT 1";
+    let next: Option<i64> = tx
         .db
         .prepare_cached(sql)?
-        .query_row(values, |row| {
-            Ok((rows::media(row, tx.now)?, row.get(rows::MEDIA_COLUMNS)?))
-        })
+        .query_row([], |row| row.get(0))
         .optional()?;
-    let Some((media, line)) = got else {
+    let Some(next) = next else {
         return later(tx, MediaState::Queued);
     };
-    tx.spend_token();
-    let id = media.id;
+    let id = MediaId(next);
+    let token = tx.spend_token();
+    let sql = "UPDATE media SET state = 'registering', tries = tries + 1, tries_total = tries_total + 1, \
+        not_before = 0, due = NULL, wake_at = NULL, lease_token = ?, lease_process = ?, lease_worker = ?, \
+        lease_until = ?, lines = lines + 1 WHERE id = ?";
+    let until = tx.after(lease);
+    change(
+        tx,
+        sql,
+        &[&token, &holder.process, &holder.worker, &until, &id.0],
+    )?;
+    let sql = concat!(
+        "SELECT ",
+        media_columns!(),
+        ", lines FROM media WHERE id = ?"
+    );
+    let (media, line) = tx.db.prepare_cached(sql)?.query_row(params![id.0], |row| {
+        Ok((rows::media(row, tx.now)?, row.get(rows::MEDIA_COLUMNS)?))
+    })?;
     let attempt = Attempt {
         number: media.tries,
         round: media.rounds + 1,
@@ -77,47 +83,49 @@ pub(super) fn registration(
 /// Checks out the next chunk.
 pub(super) fn chunk(tx: &Tx<'_>, holder: &Holder, lease: Duration) -> Done<Claim<ChunkClaim>> {
     wake(tx, MediaState::Transferring)?;
-    let sql = concat!(
-        "UPDATE chunk SET state = 'sending', tries = tries + 1, tries_total = tries_total + 1, \
-            acknowledged = 0, not_before = 0, lease_token = ?, lease_process = ?, \
-            lease_worker = ?, lease_until = ?, lease_round = (SELECT rounds FROM media WHERE id = media_id) \
-        WHERE rowid = (SELECT rowid FROM chunk INDEXED BY chunk_ready \
-            WHERE state = 'ready' AND not_before <= ? AND media_id = \
-                (SELECT id FROM media INDEXED BY media_to_send WHERE due = 1 AND state = 'transferring' \
-                ORDER BY priority DESC, position, id LIMIT 1) \
-            ORDER BY number LIMIT 1) \
-        RETURNING ",
-        chunk_columns!(),
-        ", media_id, url"
-    );
-    let token = tx.next_token();
-    let values = params![
-        token,
-        holder.process,
-        holder.worker,
-        tx.after(lease),
-        tx.now
-    ];
-    let got: Option<(Chunk, i64, Vec<u8>)> = tx
+    let sql = "SELECT rowid, media_id FROM chunk INDEXED BY chunk_ready \
+        WHERE state = 'ready' AND not_before <= ? AND media_id = \
+            (SELECT id FROM media INDEXED BY media_to_send WHERE due = 1 AND state = 'transferring' \
+            ORDER BY priority DESC, position, id LIMIT 1) \
+        ORDER BY number LIMIT 1";
+    let next: Option<(i64, i64)> = tx
         .db
         .prepare_cached(sql)?
-        .query_row(values, |row| {
-            let chunk = rows::chunk(row, tx.now)?;
-            let (id, url) = (rows::CHUNK_COLUMNS, rows::CHUNK_COLUMNS + 1);
-            Ok((chunk, row.get(id)?, row.get(url)?))
-        })
+        .query_row([tx.now], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?;
-    let Some((chunk, id, url)) = got else {
+    let Some((row, id)) = next else {
         return later(tx, MediaState::Transferring);
     };
-    let (id, number) = (MediaId(id), chunk.number);
-    tx.spend_token();
-    // The last ready chunk of a media: there is nothing more to check out of it.
+    let id = MediaId(id);
+    let token = tx.spend_token();
+    let sql = "UPDATE chunk SET state = 'sending', tries = tries + 1, tries_total = tries_total + 1, \
+        acknowledged = 0, not_before = 0, lease_token = ?, lease_process = ?, \
+        lease_worker = ?, lease_until = ?, lease_round = (SELECT rounds FROM media WHERE id = media_id) \
+        WHERE rowid = ?";
+    let until = tx.after(lease);
+    change(
+        tx,
+        sql,
+        &[&token, &holder.process, &holder.worker, &until, &row],
+    )?;
     let sql = concat!(
-        "UPDATE media SET tries_total = tries_total + 1, wake_at = iif(chunks_ready = 0, NULL, wake_at), \
-            due = iif(chunks_ready = 0, NULL, due) WHERE id = ? RETURNING ",
+        "SELECT ",
+        chunk_columns!(),
+        ", url FROM chunk WHERE rowid = ?"
+    );
+    let (chunk, url) = tx.db.prepare_cached(sql)?.query_row([row], |row| {
+        let url: Vec<u8> = row.get(rows::CHUNK_COLUMNS)?;
+        Ok((rows::chunk(row, tx.now)?, url))
+    })?;
+    let number = chunk.number;
+    // The last ready chunk of a media: there is nothing more to check out of it.
+    let sql = "UPDATE media SET tries_total = tries_total + 1, wake_at = iif(chunks_ready = 0, NULL, wake_at), \
+        due = iif(chunks_ready = 0, NULL, due) WHERE id = ?";
+    change(tx, sql, &[&id.0])?;
+    let sql = concat!(
+        "SELECT ",
         media_columns!(),
-        ", chunks_ready, urls_at"
+        ", chunks_ready, urls_at FROM media WHERE id = ?"
     );
     let (media, ready, urls_at): (Media, i64, i64) =
         tx.db.prepare_cached(sql)?.query_row(params![id.0], |row| {

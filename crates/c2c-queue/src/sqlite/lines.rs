@@ -6,6 +6,7 @@ use crate::clock::WallTime;
 use crate::history::{Event, HistoryLine};
 use crate::media::MediaId;
 
+use super::rows::change;
 use super::{Done, Tx};
 
 /// Oldest lines of a media that are kept for ever: how it all began.
@@ -16,16 +17,28 @@ pub(super) const NEWEST: i64 = 450;
 /// Adds a line to the life of a media, or to that of the queue itself.
 pub(super) fn write(tx: &Tx<'_>, media: Option<MediaId>, event: &Event) -> Done<()> {
     let line: i64 = match media {
-        Some(id) => tx
-            .db
-            .prepare_cached("UPDATE media SET lines = lines + 1 WHERE id = ? RETURNING lines")?
-            .query_row(params![id.0], |row| row.get(0))?,
-        None => tx
-            .db
-            .prepare_cached("UPDATE store SET lines = lines + 1 RETURNING lines")?
-            .query_row([], |row| row.get(0))?,
+        Some(id) => {
+            let sql = "UPDATE media SET lines = lines + 1 WHERE id = ?";
+            change(tx, sql, &[&id.0])?;
+            count(tx, id)?
+        }
+        None => {
+            change(tx, "UPDATE store SET lines = lines + 1", &[])?;
+            tx.db
+                .prepare_cached("SELECT lines FROM store")?
+                .query_row([], |row| row.get(0))?
+        }
     };
     put(tx, media, line, event)
+}
+
+/// Lines that were counted for a media.
+pub(super) fn count(tx: &Tx<'_>, id: MediaId) -> Done<i64> {
+    let sql = "SELECT lines FROM media WHERE id = ?";
+    Ok(tx
+        .db
+        .prepare_cached(sql)?
+        .query_row([id.0], |row| row.get(0))?)
 }
 
 /// Adds the line with this number; the caller has counted it.

@@ -155,13 +155,11 @@ impl Tx<'_> {
         self.now.saturating_add(crate::clock::millis(wait))
     }
 
-    /// The fencing token that the next lease has; [`Tx::spend_token`] follows if there is one.
-    fn next_token(&self) -> i64 {
-        self.numbers.token.get() + 1
-    }
-
-    fn spend_token(&self) {
-        self.numbers.token.set(self.next_token());
+    /// The fencing token of a new lease.
+    fn spend_token(&self) -> i64 {
+        let next = self.numbers.token.get() + 1;
+        self.numbers.token.set(next);
+        next
     }
 
     /// A position behind every media.

@@ -34,25 +34,25 @@ pub(super) fn asset_created(tx: &Tx<'_>, lease: &Lease, asset: &NewAsset) -> Don
         urls_at = ?, registrations = registrations + 1, last_fault = NULL, chunk_count = ?5, chunks_ready = ?5, not_before = 0, \
         tries = max(0, tries - 1), wake_at = iif(hold IS NULL, 0, NULL), due = iif(hold IS NULL, 1, NULL), \
         lease_token = NULL, lease_process = NULL, lease_worker = NULL, lease_until = NULL, lines = lines + 1 \
-        WHERE id = ?6 RETURNING lines";
-    let values = params![
-        asset.asset_id,
-        asset.project_id,
-        tx.wall,
-        tx.now,
-        count,
-        id.0
-    ];
-    let line: i64 = tx
-        .db
-        .prepare_cached(sql)?
-        .query_row(values, |row| row.get(0))?;
+        WHERE id = ?6";
+    change(
+        tx,
+        sql,
+        &[
+            &asset.asset_id,
+            &asset.project_id,
+            &tx.wall,
+            &tx.now,
+            &count,
+            &id.0,
+        ],
+    )?;
     let event = Event::Registered {
         asset_id: asset.asset_id.clone(),
         chunks: count,
         offset: asset.offset,
     };
-    lines::put(tx, Some(id), line, &event)
+    lines::put(tx, Some(id), lines::count(tx, id)?, &event)
 }
 
 /// The chunks must cover the file exactly once: anything else would deliver another file.

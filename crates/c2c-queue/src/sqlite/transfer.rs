@@ -76,13 +76,9 @@ fn deliver(
     let sql = "UPDATE media SET state = 'delivered', hold = NULL, held_at = NULL, held_since = NULL, not_before = 0, \
         parked_boot = NULL, due = NULL, wake_at = NULL, rested_at = ?, tries = 0, rounds = 0, final_try = 0, \
         last_fault = NULL, chunks_sending = chunks_sending - 1, chunks_sent = chunks_sent + 1, \
-        bytes_sent = bytes_sent + ?, lines = lines + 1 WHERE id = ? RETURNING lines";
-    let line: i64 = tx
-        .db
-        .prepare_cached(sql)?
-        .query_row(params![tx.wall, rows::number(length), media.id.0], |row| {
-            row.get(0)
-        })?;
+        bytes_sent = bytes_sent + ?, lines = lines + 1 WHERE id = ?";
+    change(tx, sql, &[&tx.wall, &rows::number(length), &media.id.0])?;
+    let line = lines::count(tx, media.id)?;
     let sql = "INSERT INTO receipt (media_id, project_id, delivered_at, body) VALUES (?, ?, ?, ?)";
     let body = serde_json::to_string(&receipt)?;
     change(
