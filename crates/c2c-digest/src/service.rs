@@ -19,7 +19,7 @@ use std::thread;
 
 use bytes::Bytes;
 
-use crate::lanes::{Lane, advance};
+use crate::md5x::{Instructions, Lane};
 use crate::stream::Md5Stream;
 
 /// Why a digest cannot be had.
@@ -393,15 +393,16 @@ fn due(streams: impl Iterator<Item = (usize, bool)>, backlog: usize) -> bool {
 /// The thread.
 fn work(shared: &Shared) {
     let _ended = Ended(shared);
+    let instructions = Instructions::best();
     let mut streams = Vec::new();
     while shared.gather(&mut streams) {
-        step(&mut streams);
+        step(instructions, &mut streams);
         shared.publish(&mut streams);
     }
 }
 
 /// Takes every stream that has whole blocks further, in company.
-fn step(streams: &mut [(u64, Md5Stream)]) {
+fn step(instructions: Instructions, streams: &mut [(u64, Md5Stream)]) {
     for (_, stream) in streams.iter_mut() {
         stream.settle();
     }
@@ -411,7 +412,7 @@ fn step(streams: &mut [(u64, Md5Stream)]) {
         .map(|(state, blocks)| Lane { state, blocks })
         .collect();
     let before: Vec<_> = lanes.iter().map(|lane| lane.blocks.len()).collect();
-    advance(&mut lanes);
+    instructions.advance(&mut lanes);
     let done: Vec<_> = lanes
         .iter()
         .zip(before)

@@ -95,20 +95,24 @@ impl Md5Stream {
     /// The digest of everything, once nothing waits.
     pub(crate) fn finalize(&self) -> [u8; 16] {
         debug_assert!(self.buffers.is_empty(), "bytes were left out");
-        let bits = (self.hashed + self.partial_len as u64).wrapping_mul(8);
-        let mut end = [[0; BLOCK]; 2];
-        end[0][..self.partial_len].copy_from_slice(&self.partial[..self.partial_len]);
-        end[0][self.partial_len] = 0x80;
-        let blocks = if self.partial_len < BLOCK - 8 { 1 } else { 2 };
-        end[blocks - 1][BLOCK - 8..].copy_from_slice(&bits.to_le_bytes());
-        let mut state = self.state;
-        compress(&mut state, &end[..blocks]);
-        let mut digest = [0; 16];
-        for (bytes, word) in digest.as_chunks_mut().0.iter_mut().zip(state) {
-            *bytes = word.to_le_bytes();
-        }
-        digest
+        let length = self.hashed + self.partial_len as u64;
+        conclude(self.state, length, &self.partial[..self.partial_len])
     }
+}
+
+/// The digest of `length` bytes: the state after their whole blocks, and the `rest`, less than a block.
+pub(crate) fn conclude(mut state: State, length: u64, rest: &[u8]) -> [u8; 16] {
+    let mut end = [[0; BLOCK]; 2];
+    end[0][..rest.len()].copy_from_slice(rest);
+    end[0][rest.len()] = 0x80;
+    let blocks = if rest.len() < BLOCK - 8 { 1 } else { 2 };
+    end[blocks - 1][BLOCK - 8..].copy_from_slice(&length.wrapping_mul(8).to_le_bytes());
+    compress(&mut state, &end[..blocks]);
+    let mut digest = [0; 16];
+    for (bytes, word) in digest.as_chunks_mut().0.iter_mut().zip(state) {
+        *bytes = word.to_le_bytes();
+    }
+    digest
 }
 
 #[cfg(test)]
