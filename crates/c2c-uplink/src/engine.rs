@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use c2c_digest::Digests;
 use c2c_protocol::{Client, RefusalBody};
 use c2c_queue::{
     Attempt, Clock, Holder, Lease, Media, Operation, Outcome, Queue, QueueError, Setback, Verdict,
@@ -43,6 +44,8 @@ pub(crate) struct Engine {
     pub(crate) board: Arc<Board>,
     /// How many transfers may run.
     pub(crate) slots: Arc<Slots>,
+    /// Computes the MD5 of all chunks that are on the way, several at a time.
+    pub(crate) digests: Digests,
     /// Limits in bytes per second.
     pub(crate) pacer: Arc<Pacer>,
     /// What steers the number of transfers.

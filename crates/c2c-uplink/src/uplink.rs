@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use c2c_digest::Digests;
 use c2c_protocol::{
     Client, ClientConfig, Congestion, Proxy, ResolveOverride, SecretString, Trust, Tuning,
     load_ca_file,
@@ -32,6 +33,10 @@ use crate::settings::{OrganiseBy, RestartSignal, Settings, Transfers};
 use crate::supervisor::Supervisor;
 use crate::time::TimeKeeper;
 use crate::transfer::{Airgate, Slots, Wary};
+
+/// Buffers of a transfer that may wait for their digest: enough for several transfers to be hashed together, few enough for
+/// the memory.
+const DIGEST_BACKLOG: usize = 3;
 
 /// Who this unit is to the service.
 #[derive(Clone, Debug)]
@@ -649,6 +654,7 @@ impl UplinkBuilder {
             airgate,
             board: Arc::default(),
             wary: Wary::default(),
+            digests: Digests::new(DIGEST_BACKLOG),
             pacer,
             helm: Helm::new(networks),
             idle_transfers: AtomicBool::new(true),

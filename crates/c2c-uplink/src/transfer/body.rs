@@ -8,9 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use c2c_digest::Crc64;
+use c2c_digest::{Crc64, DigestError, Finish, Stream};
 use http_body::{Frame, SizeHint};
-use md5::{Digest, Md5};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
@@ -69,7 +68,7 @@ impl Drop for Buffer {
 #[derive(Debug, Default)]
 pub(crate) struct BodyState {
     error: Mutex<Option<io::Error>>,
-    md5: Mutex<Option<String>>,
+    md5: Mutex<Option<Finish>>,
     crc64: Mutex<Option<u64>>,
     given: Notify,
 }
@@ -80,9 +79,11 @@ impl BodyState {
         lock(&self.error).take()
     }
 
-    /// The MD5 of everything that was read, once all of it was; hexadecimal.
-    pub(crate) fn md5(&self) -> Option<String> {
-        lock(&self.md5).clone()
+    /// The MD5 of everything that was read, in hexadecimal; `None` if none was asked for, or not everything was read. It may
+    /// be a moment behind the last byte. Taken once.
+    pub(crate) async fn md5(&self) -> Option<Result<String, DigestError>> {
+        let finish = lock(&self.md5).take()?;
+        Some(finish.await.map(hex::encode))
     }
 
     /// The CRC-64/NVME of everything that was read, once all of it was.
@@ -101,7 +102,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 type Granting = Pin<Box<dyn Future<Output = usize> + Send>>;
-type Read = (io::Result<Buffer>, Option<Md5>);
+type Read = io::Result<Buffer>;
 
 /// `length` bytes of a file from `start`. Made anew for each attempt.
 ///
@@ -111,7 +112,8 @@ pub(crate) struct FileRange {
     next: u64,
     left: u64,
     pool: Arc<BufferPool>,
-    hasher: Option<Md5>,
+    /// The hasher works on the side, on the buffers that are sent.
+    hasher: Option<Stream>,
     crc64: Crc64,
     reading: Option<JoinHandle<Read>>,
     pace: Pace,
@@ -127,7 +129,7 @@ impl FileRange {
         start: u64,
         length: u64,
         pool: Arc<BufferPool>,
-        hash: bool,
+        hasher: Option<Stream>,
         pace: Pace,
     ) -> (FileRange, Arc<BodyState>) {
         let state = Arc::new(BodyState::default());
@@ -136,7 +138,7 @@ impl FileRange {
             next: start,
             left: length,
             pool,
-            hasher: hash.then(Md5::new),
+            hasher,
             crc64: Crc64::new(),
             reading: None,
             pace,
@@ -182,33 +184,26 @@ impl FileRange {
         let mut buffer = self.pool.take();
         buffer.length = length;
         let at = self.next;
-        let ready = if self.hasher.is_none() {
-            host::read_cached_at(&self.file, &mut buffer.bytes[..length], at)
-        } else {
-            0
-        };
+        let ready = host::read_cached_at(&self.file, &mut buffer.bytes[..length], at);
         if ready == length {
             return Some(buffer);
         }
         let file = self.file.clone();
-        let mut hasher = self.hasher.take();
         self.reading = Some(tokio::task::spawn_blocking(move || {
-            let read =
-                host::read_exact_at(&file, &mut buffer.bytes[ready..length], at + ready as u64);
-            if read.is_ok()
-                && let Some(hasher) = &mut hasher
-            {
-                hasher.update(buffer.as_ref());
-            }
-            (read.map(|()| buffer), hasher)
+            let rest = &mut buffer.bytes[ready..length];
+            host::read_exact_at(&file, rest, at + ready as u64).map(|()| buffer)
         }));
         None
     }
 
+    fn fail(&mut self, error: io::Error) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        let told = io::Error::new(error.kind(), error.to_string());
+        *lock(&self.state.error) = Some(error);
+        Poll::Ready(Some(Err(told)))
+    }
+
     fn finish(&mut self) {
-        if let Some(hasher) = self.hasher.take() {
-            *lock(&self.state.md5) = Some(hex::encode(hasher.finalize()));
-        }
+        *lock(&self.state.md5) = self.hasher.take().map(Stream::finish);
         *lock(&self.state.crc64) = Some(self.crc64.finalize());
         self.state.given.notify_one();
     }
@@ -227,6 +222,13 @@ impl http_body::Body for FileRange {
             return Poll::Ready(None);
         }
         if this.reading.is_none() {
+            // A hasher that is behind holds the sender back: memory does not grow.
+            let room = this.hasher.as_mut().map(|hasher| hasher.poll_ready(cx));
+            if let Some(room) = room
+                && let Err(error) = std::task::ready!(room)
+            {
+                return this.fail(io::Error::other(error));
+            }
             std::task::ready!(this.poll_grant(cx));
         }
         let ready = match &mut this.reading {
@@ -238,13 +240,7 @@ impl http_body::Body for FileRange {
             (None, Some(reading)) => {
                 let joined = std::task::ready!(Pin::new(reading).poll(cx));
                 this.reading = None;
-                match joined {
-                    Ok((read, hasher)) => {
-                        this.hasher = hasher;
-                        read
-                    }
-                    Err(error) => Err(io::Error::other(error)),
-                }
+                joined.unwrap_or_else(|error| Err(io::Error::other(error)))
             }
             (None, None) => Err(io::Error::other("nothing is being read")),
         };
@@ -254,16 +250,18 @@ impl http_body::Body for FileRange {
                 this.crc64.update(buffer.as_ref());
                 this.next += buffer.length as u64;
                 this.left -= buffer.length as u64;
+                let bytes = Bytes::from_owner(buffer);
+                if let Some(hasher) = &mut this.hasher
+                    && let Err(error) = hasher.push(bytes.clone())
+                {
+                    return this.fail(io::Error::other(error));
+                }
                 if this.left == 0 {
                     this.finish();
                 }
-                Poll::Ready(Some(Ok(Frame::data(Bytes::from_owner(buffer)))))
+                Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
-            Err(error) => {
-                let told = io::Error::new(error.kind(), error.to_string());
-                *lock(&this.state.error) = Some(error);
-                Poll::Ready(Some(Err(told)))
-            }
+            Err(error) => this.fail(error),
         }
     }
 
@@ -280,6 +278,8 @@ impl http_body::Body for FileRange {
 mod tests {
     use super::*;
     use crate::pace::bucket::Pacer;
+    use c2c_digest::Digests;
+    use md5::{Digest, Md5};
     use std::io::Write;
 
     async fn read_all(mut range: FileRange) -> io::Result<Vec<u8>> {
@@ -310,6 +310,7 @@ mod tests {
         let bytes: Vec<u8> = (0..BUFFER * 3 + 17).map(|n| (n * 31 % 251) as u8).collect();
         let file = file_of(&bytes);
         let pool = Arc::<BufferPool>::default();
+        let digests = Digests::new(2);
         for (start, length) in [
             (0, bytes.len()),
             (5, BUFFER),
@@ -322,18 +323,19 @@ mod tests {
                 start as u64,
                 length as u64,
                 pool.clone(),
-                true,
+                Some(digests.begin().unwrap()),
                 Pacer::default().connection(None),
             );
             let wanted = &bytes[start..start + length];
             assert_eq!(read_all(range).await.unwrap(), wanted);
-            assert_eq!(state.md5().unwrap(), hex::encode(Md5::digest(wanted)));
+            let md5 = state.md5().await.unwrap().unwrap();
+            assert_eq!(md5, hex::encode(Md5::digest(wanted)));
             let mut crc64 = Crc64::new();
             crc64.update(wanted);
             assert_eq!(state.crc64(), Some(crc64.finalize()));
         }
-        // Two at a time, whatever the length: one being sent, one read ahead.
-        assert!(pool.free.lock().unwrap().len() <= 2);
+        // Whatever the length: one that is sent, and those that wait for their digest.
+        assert!(pool.free.lock().unwrap().len() <= 3);
     }
 
     #[tokio::test]
@@ -343,7 +345,7 @@ mod tests {
             50,
             51,
             Arc::default(),
-            true,
+            Some(Digests::new(2).begin().unwrap()),
             Pacer::default().connection(None),
         );
         assert_eq!(
@@ -354,6 +356,6 @@ mod tests {
             state.take_error().unwrap().kind(),
             io::ErrorKind::UnexpectedEof
         );
-        assert_eq!(state.md5(), None);
+        assert!(state.md5().await.is_none());
     }
 }

@@ -213,12 +213,20 @@ async fn attempt(
         return Ok(Attempted::Trouble(Fault::FileChanged { words }.into()));
     }
     let file = Arc::new(file);
+    let hasher = match engine.settings.verify.then(|| engine.digests.begin()) {
+        None => None,
+        Some(Ok(hasher)) => Some(hasher),
+        Some(Err(error)) => {
+            let words = error.to_string();
+            return Ok(Attempted::Trouble(Fault::Program { words }.into()));
+        }
+    };
     let (body, state) = FileRange::new(
         file.clone(),
         chunk.start,
         chunk.length,
         pool.clone(),
-        engine.settings.verify,
+        hasher,
         engine
             .pacer
             .connection(engine.settings.interface.as_deref()),
@@ -380,7 +388,16 @@ async fn attempt(
         }));
     };
     engine.link.storage_served(&host);
-    let md5 = state.md5();
+    let md5 = match state.md5().await.transpose() {
+        Ok(md5) => md5,
+        Err(error) => {
+            let words = error.to_string();
+            return Ok(Attempted::Trouble(Trouble {
+                bytes_wasted: wasted,
+                ..Fault::Program { words }.into()
+            }));
+        }
+    };
     if let Some(md5) = &md5
         && has_md5_form(etag)
         && !etag.eq_ignore_ascii_case(md5)
