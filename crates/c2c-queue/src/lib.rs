@@ -24,6 +24,7 @@ mod host;
 mod media;
 mod queue;
 mod receipt;
+mod spool;
 mod sqlite;
 mod vault;
 
@@ -43,5 +44,6 @@ pub use queue::{
     StateTally, Verdict,
 };
 pub use receipt::{Receipt, ReceiptChunk};
+pub use spool::{Spool, SpooledMedia};
 pub use sqlite::{SqliteOptions, SqliteQueue};
 pub use vault::Vault;
