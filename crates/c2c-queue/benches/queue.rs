@@ -78,6 +78,7 @@ fn open(dir: &tempfile::TempDir) -> SqliteQueue {
         vault: Vault::from_key(SecretBox::new(Box::new([42; 32]))),
         process: "bench".to_owned(),
         command: "the bench".to_owned(),
+        patience: Duration::ZERO,
     })
     .unwrap()
 }

@@ -22,13 +22,13 @@ const STILLS: u64 = 1_000;
 const LEASE: Duration = Duration::from_secs(60);
 
 fn main() {
-    println!("workers   ms of CPU   flushes   wall ms (each still)");
-    for workers in [1, 4, 8] {
+    println!("patience, workers, then for each still: ms of CPU, flushes, ms of wall time");
+    for (patience, workers) in [(0, 1), (0, 4), (0, 8), (2, 1), (2, 4), (2, 8)] {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .build()
             .unwrap();
-        runtime.block_on(measure(workers));
+        runtime.block_on(measure(workers, Duration::from_millis(patience)));
     }
 }
 
@@ -73,7 +73,7 @@ fn cpu() -> Duration {
     )
 }
 
-async fn measure(workers: u32) {
+async fn measure(workers: u32, patience: Duration) {
     let dir = tempfile::tempdir().unwrap();
     let queue = SqliteQueue::open(SqliteOptions {
         path: dir.path().join("queue.db"),
@@ -81,6 +81,7 @@ async fn measure(workers: u32) {
         vault: Vault::from_key(SecretBox::new(Box::new([42; 32]))),
         process: "bench".to_owned(),
         command: "the bench".to_owned(),
+        patience,
     });
     let queue = Arc::new(queue.unwrap());
     let stages = ["add", "register", "transfer"];
@@ -99,14 +100,14 @@ async fn measure(workers: u32) {
             ms(began.elapsed()),
         );
         println!(
-            "{workers:>7} {:>11.3} {:>9.3} {:>9.3}   {stage}",
+            "{patience:>4?} {workers:>7} {:>11.3} {:>9.3} {:>9.3}   {stage}",
             row.0, row.1, row.2
         );
         all = (all.0 + row.0, all.1 + row.1, all.2 + row.2);
         (cpu_before, flushes, began) = (cpu(), queue.commits(), Instant::now());
     }
     println!(
-        "{workers:>7} {:>11.3} {:>9.3} {:>9.3}   all",
+        "{patience:>4?} {workers:>7} {:>11.3} {:>9.3} {:>9.3}   all",
         all.0, all.1, all.2
     );
     queue.close().await.unwrap();

@@ -153,6 +153,34 @@ pub(crate) fn private() -> OpenOptions {
     options
 }
 
+/// Makes a file for its owner alone, to be written and read, that is gone when it is closed or the process ends.
+#[cfg(unix)]
+pub(crate) fn create_fleeting(path: &Path) -> io::Result<File> {
+    let file = private()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(path)?;
+    std::fs::remove_file(path)?;
+    Ok(file)
+}
+
+/// Makes a file to be written and read that Windows deletes when it is closed or the process ends.
+#[cfg(windows)]
+pub(crate) fn create_fleeting(path: &Path) -> io::Result<File> {
+    use std::os::windows::fs::OpenOptionsExt;
+    const FILE_FLAG_DELETE_ON_CLOSE: u32 = 0x0400_0000;
+    let mut options = private();
+    options.read(true).write(true).create_new(true);
+    options.custom_flags(FILE_FLAG_DELETE_ON_CLOSE).open(path)
+}
+
+/// Makes a file to be written and read. This platform keeps it.
+#[cfg(not(any(unix, windows)))]
+pub(crate) fn create_fleeting(path: &Path) -> io::Result<File> {
+    private().read(true).write(true).create_new(true).open(path)
+}
+
 /// Makes the directory, and those above it, for their owner alone. One that exists stays as it is:
 /// it may serve other purposes too.
 pub(crate) fn create_private_dir(dir: &Path) -> io::Result<()> {

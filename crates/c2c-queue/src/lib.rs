@@ -25,6 +25,7 @@ mod keyring;
 mod media;
 mod queue;
 mod receipt;
+mod spool;
 mod sqlite;
 mod vault;
 
@@ -45,5 +46,6 @@ pub use queue::{
     StateTally, Verdict,
 };
 pub use receipt::{Receipt, ReceiptChunk};
+pub use spool::{Spool, SpooledMedia};
 pub use sqlite::{SqliteOptions, SqliteQueue};
 pub use vault::Vault;

@@ -12,6 +12,7 @@ use crate::error::QueueError;
 use crate::history::{FaultRecord, HistoryLine};
 use crate::media::{Chunk, FileFacts, Hold, Media, MediaId, MediaState, NewMedia, Volume};
 use crate::receipt::Receipt;
+use crate::spool::Spool;
 
 /// Who holds a lease: one run of one program, and the worker in it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -346,6 +347,12 @@ pub trait Queue: Send + Sync + std::fmt::Debug + 'static {
     /// differ make another media. The number of the device does not: it changes with every mount. If one of them makes no sense (a path that is not absolute, no name, 0 parts) none
     /// is accepted: [`QueueError::Invalid`].
     async fn add(&self, media: Vec<NewMedia>) -> Result<Vec<Added>, QueueError>;
+    /// A place for more media than should be in memory at once, for [`Queue::add_spooled`].
+    async fn spool(&self) -> Result<Spool, QueueError>;
+    /// Accepts media as [`Queue::add`] does, however many they are: in one transaction, so that all of them are on disk when
+    /// this returns, or none is. Memory is needed for the answer alone. Whatever else is to be stored waits meanwhile: about a
+    /// second for 50,000 media.
+    async fn add_spooled(&self, media: Spool) -> Result<Vec<Added>, QueueError>;
 
     // Registration.
 

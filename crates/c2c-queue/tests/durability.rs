@@ -652,6 +652,7 @@ async fn a_system_without_boot_ids_counts_every_start() {
             vault: Vault::key_file(&dir.path().join("queue.key")).unwrap(),
             process: process.to_owned(),
             command: "the test".to_owned(),
+            patience: Duration::ZERO,
         };
         SqliteQueue::open(options).unwrap()
     };

@@ -1,11 +1,13 @@
 //! From a path to a media: what the file is, when it was captured, what it is called.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use c2c_protocol::{MAX_FILE, check_parts};
-use c2c_queue::{Capture, Hold, NewMedia, Volume};
+use c2c_queue::{Added, Capture, Hold, NewMedia, Queue, Volume};
 
+use crate::crash;
 use crate::error::UplinkError;
 use crate::host;
 use crate::time::TimeKeeper;
@@ -108,18 +110,154 @@ impl<P: Into<PathBuf>> From<P> for AddMedia {
     }
 }
 
-/// Looks at the file. Blocks on the disk.
-pub(crate) fn examine(
-    add: AddMedia,
+/// Media that are looked at, and in memory, at a time.
+const BATCH: usize = 1000;
+
+/// Looks at all the files, then adds all of them at once. Also tells their names.
+pub(crate) async fn accept(
+    queue: &dyn Queue,
     time: &Arc<TimeKeeper>,
-    mounted: &[Volume],
-) -> Result<NewMedia, UplinkError> {
+    media: impl Iterator<Item = AddMedia>,
+) -> Result<(Vec<Added>, Names), UplinkError> {
+    let mut media = media;
+    let mut names = Names::default();
+    let mut batch: Vec<AddMedia> = media.by_ref().take(BATCH).collect();
+    if batch.len() < BATCH {
+        let time = time.clone();
+        let examined = blocking(move || {
+            let mut places = Places::now();
+            batch
+                .into_iter()
+                .map(|add| examine(add, &time, &mut places))
+                .collect::<Result<Vec<_>, _>>()
+        });
+        let examined = examined.await?;
+        for media in &examined {
+            names.push(&media.name);
+        }
+        crash::point("add.before");
+        return Ok((queue.add(examined).await?, names));
+    }
+    let mut spool = queue.spool().await?;
+    let mut places = blocking(|| Ok(Places::now())).await?;
+    while !batch.is_empty() {
+        let time = time.clone();
+        let examined = blocking(move || {
+            for add in batch {
+                let new = examine(add, &time, &mut places)?;
+                names.push(&new.name);
+                spool.push(&new)?;
+            }
+            places.forget();
+            Ok((spool, places, names))
+        });
+        (spool, places, names) = examined.await?;
+        batch = media.by_ref().take(BATCH).collect();
+    }
+    crash::point("add.before");
+    Ok((queue.add_spooled(spool).await?, names))
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, UplinkError> + Send + 'static,
+) -> Result<T, UplinkError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| UplinkError::Settings {
+        words: "a fault of this program while looking at the files".into(),
+        source: Some(error.into()),
+    })?
+}
+
+/// Many names in little memory, in order.
+#[derive(Debug, Default)]
+pub(crate) struct Names {
+    text: String,
+    ends: Vec<usize>,
+}
+
+impl Names {
+    fn push(&mut self, name: &str) {
+        self.text.push_str(name);
+        self.ends.push(self.text.len());
+    }
+
+    /// All of them, as they were put in.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &str> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts
+            .zip(&self.ends)
+            .map(|(start, end)| &self.text[start..*end])
+    }
+}
+
+/// Where files are. What is found out of a directory holds for the files that are looked at together with it.
+struct Places {
+    mounted: Vec<Volume>,
+    directories: HashMap<PathBuf, Directory>,
+}
+
+#[derive(Clone)]
+struct Directory {
+    path: PathBuf,
+    volume: Option<Volume>,
+    keeps_file_ids: bool,
+}
+
+impl Places {
+    /// With the volumes that are mounted now. Blocks on the disk.
+    fn now() -> Places {
+        Places {
+            mounted: host::volumes(),
+            directories: HashMap::new(),
+        }
+    }
+
+    fn forget(&mut self) {
+        self.directories.clear();
+    }
+
+    /// The true path of a file, and what is known of its directory. Blocks on the disk.
+    fn find(&mut self, path: &Path) -> std::io::Result<(PathBuf, Directory)> {
+        // Elsewhere a path may differ from the true one by more than links, such as upper and lower case.
+        let simple = cfg!(target_os = "linux")
+            && !std::fs::symlink_metadata(path)?.is_symlink()
+            && !self.mounted.iter().any(|volume| volume.mount_point == path);
+        let (true_path, parent) = match (path.parent(), path.file_name()) {
+            (Some(parent), Some(name)) if simple => {
+                if let Some(known) = self.directories.get(parent) {
+                    return Ok((known.path.join(name), known.clone()));
+                }
+                let above = if parent == Path::new("") {
+                    Path::new(".")
+                } else {
+                    parent
+                };
+                let above = std::fs::canonicalize(above)?;
+                (above.join(name), Some(parent))
+            }
+            _ => (std::fs::canonicalize(path)?, None),
+        };
+        let directory = Directory {
+            path: true_path.parent().unwrap_or(&true_path).to_owned(),
+            volume: host::volume_of(&true_path, &self.mounted),
+            keeps_file_ids: host::keeps_file_ids(&true_path),
+        };
+        if let Some(parent) = parent {
+            self.directories
+                .insert(parent.to_owned(), directory.clone());
+        }
+        Ok((true_path, directory))
+    }
+}
+
+/// Looks at the file. Blocks on the disk.
+fn examine(add: AddMedia, time: &TimeKeeper, places: &mut Places) -> Result<NewMedia, UplinkError> {
     let failed = |words: &str, source: Option<std::io::Error>| UplinkError::Add {
         path: add.path.clone(),
         words: words.to_owned(),
         source,
     };
-    let path = std::fs::canonicalize(&add.path).map_err(|error| {
+    let (path, directory) = places.find(&add.path).map_err(|error| {
         let words = match error.kind() {
             std::io::ErrorKind::NotFound => "there is no such file".to_owned(),
             _ => error.to_string(),
@@ -139,7 +277,7 @@ pub(crate) fn examine(
         return Err(failed("it is not a regular file", None));
     }
     let mut facts = host::facts_of(&metadata);
-    if !host::keeps_file_ids(&path) {
+    if !directory.keeps_file_ids {
         facts.file_id = None;
     }
     if facts.size > MAX_FILE {
@@ -171,12 +309,11 @@ pub(crate) fn examine(
         Captured::Now => (time.capture_now(), None),
         Captured::At(capture) => (capture, None),
     };
-    let volume = host::volume_of(&path, mounted);
     Ok(NewMedia {
         path,
         name,
         facts,
-        volume,
+        volume: directory.volume,
         filetype,
         capture,
         channel: add.channel,
@@ -274,5 +411,60 @@ mod tests {
         for name in ["", ".", "..", "a/b", "a\nb", &"x".repeat(256)] {
             assert!(check_name(name).is_err(), "{name:?}");
         }
+    }
+
+    /// However a path leads to a file, with what was known before or without, it is found where it truly is.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn files_are_found_where_they_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = std::fs::canonicalize(dir.path()).unwrap();
+        std::fs::create_dir_all(root.join("card/a")).unwrap();
+        std::fs::write(root.join("card/a/clip.mov"), "x").unwrap();
+        std::os::unix::fs::symlink(root.join("card"), root.join("link")).unwrap();
+        std::os::unix::fs::symlink("clip.mov", root.join("card/a/alias.mov")).unwrap();
+        let mut places = Places::now();
+        for _ in 0..2 {
+            for path in [
+                "card/a/clip.mov",
+                "card/a/alias.mov",
+                "link/a/clip.mov",
+                "link/a/../a/clip.mov",
+                "link/a/alias.mov",
+                "card/./a//clip.mov",
+            ] {
+                let (found, directory) = places.find(&root.join(path)).unwrap();
+                assert_eq!(found, root.join("card/a/clip.mov"), "{path}");
+                assert_eq!(directory.path, root.join("card/a"), "{path}");
+                assert_eq!(
+                    directory.volume,
+                    host::volume_of(&found, &places.mounted),
+                    "{path}"
+                );
+                assert_eq!(directory.keeps_file_ids, host::keeps_file_ids(&found));
+            }
+        }
+        assert!(places.find(&root.join("card/a/none.mov")).is_err());
+        assert!(places.find(&root.join("none/a.mov")).is_err());
+        // A file may be a place where something is mounted.
+        places.mounted.push(Volume {
+            id: "bound".to_owned(),
+            mount_point: root.join("card/a/clip.mov"),
+            removable: false,
+        });
+        let (_, directory) = places.find(&root.join("card/a/clip.mov")).unwrap();
+        assert_eq!(directory.volume.unwrap().id, "bound");
+    }
+
+    #[test]
+    fn names_come_back_in_order() {
+        let mut names = Names::default();
+        for name in ["one", "", "Überspielung"] {
+            names.push(name);
+        }
+        assert_eq!(
+            names.iter().collect::<Vec<_>>(),
+            ["one", "", "Überspielung"]
+        );
     }
 }

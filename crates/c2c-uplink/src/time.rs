@@ -367,6 +367,7 @@ mod tests {
             vault: Vault::key_file(&dir.path().join("key")).unwrap(),
             process: "test".into(),
             command: "test".into(),
+            patience: Duration::ZERO,
         });
         Arc::new(queue.unwrap())
     }

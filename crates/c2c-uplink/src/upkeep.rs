@@ -69,6 +69,7 @@ async fn round(engine: &Engine, looker: &mut Looker) -> Result<(), QueueError> {
 #[derive(Default)]
 struct Looker {
     after: Option<MediaId>,
+    after_held: Option<MediaId>,
     /// The channel was open at the last look; what waited for it was released then.
     open: bool,
     /// Since when (time since boot) media wait for their volume. Only the time of this run counts: nobody can bring a card
@@ -91,8 +92,11 @@ impl Looker {
             // After the last page, from the start again.
             let full = page.len() as u32 == PAGE;
             self.after = page.last().filter(|_| full).map(|media| media.id);
-            // What waits for a file or a card is looked at each time, however long the queue is.
-            for held in engine.queue.held(None, PAGE).await? {
+            // What waits for a file or a card is looked at each time, however long the queue is; if too many do, in turn.
+            let held = engine.queue.held(self.after_held, PAGE).await?;
+            let full = held.len() as u32 == PAGE;
+            self.after_held = held.last().filter(|_| full).map(|media| media.id);
+            for held in held {
                 if page.iter().all(|media| media.id != held.id) {
                     page.push(held);
                 }

@@ -145,7 +145,8 @@ impl Uplink {
         self.engine.connection.revoke().await
     }
 
-    /// Accepts media: all of them are on disk when this returns, or none is.
+    /// Accepts media: all of them are on disk when this returns, or none is. However many they are, a thousand are in memory at
+    /// a time, besides what is given and answered.
     ///
     /// # Errors
     ///
@@ -157,28 +158,14 @@ impl Uplink {
     where
         M: Into<AddMedia>,
     {
-        let media: Vec<AddMedia> = media.into_iter().map(Into::into).collect();
-        let time = self.engine.time.clone();
-        let examined = tokio::task::spawn_blocking(move || {
-            let mounted = crate::host::volumes();
-            media
-                .into_iter()
-                .map(|add| intake::examine(add, &time, &mounted))
-                .collect::<Result<Vec<_>, _>>()
-        });
-        let examined = examined.await.map_err(|error| UplinkError::Settings {
-            words: "a fault of this program while looking at the files".into(),
-            source: Some(error.into()),
-        })??;
-        let names: Vec<String> = examined.iter().map(|media| media.name.clone()).collect();
-        crash::point("add.before");
-        let added = self.engine.queue.add(examined).await?;
+        let media = media.into_iter().map(Into::into);
+        let (added, names) = intake::accept(&*self.engine.queue, &self.engine.time, media).await?;
         crash::point("add.after");
-        for (added, name) in added.iter().zip(names) {
+        for (added, name) in added.iter().zip(names.iter()) {
             if added.already.is_none() {
                 self.engine.emit(Event::Added {
                     media: added.id,
-                    name,
+                    name: name.to_owned(),
                 });
             }
         }
@@ -592,6 +579,7 @@ impl UplinkBuilder {
                 vault,
                 process: queue_process,
                 command: command_line(),
+                patience: Duration::from_millis(2),
             })
         });
         let opened = opened

@@ -268,6 +268,10 @@ pub(crate) struct SimulatorArgs {
 /// How files are added.
 #[derive(Args)]
 pub(crate) struct AddOptions {
+    /// Also add the files named in FILE, one a line or with NUL between them; `-` is standard input
+    #[arg(long, value_name = "FILE")]
+    pub(crate) files_from: Option<PathBuf>,
+
     /// Add a file even if it is in the queue already, or was delivered
     #[arg(long)]
     pub(crate) again: bool,
@@ -316,7 +320,7 @@ pub(crate) struct Upload {
 #[derive(Args)]
 pub(crate) struct Add {
     /// Files to add
-    #[arg(value_name = "FILE", required = true)]
+    #[arg(value_name = "FILE", required_unless_present = "files_from")]
     pub(crate) files: Vec<PathBuf>,
     #[command(flatten)]
     pub(crate) options: AddOptions,

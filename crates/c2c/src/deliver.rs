@@ -1,7 +1,8 @@
 //! The one loop behind `upload` and `demo`: let the uplink work, show it, and say how it ended.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::time::Duration;
 
@@ -28,7 +29,9 @@ pub(crate) async fn add(
     files: &[PathBuf],
     options: &AddOptions,
 ) -> Result<Vec<Added>, Failure> {
-    let media = files.iter().map(|file| {
+    let named = options.files_from.as_deref().map(named_in).transpose()?;
+    let files = || files.iter().chain(named.iter().flatten());
+    let media = files().map(|file| {
         let mut media = AddMedia::path(file)
             .channel(options.channel)
             .priority(options.priority);
@@ -41,7 +44,7 @@ pub(crate) async fn add(
         if options.again { media.again() } else { media }
     });
     let added = uplink.add(media).await?;
-    for (added, file) in added.iter().zip(files) {
+    for (added, file) in added.iter().zip(files()) {
         let name = file
             .file_name()
             .unwrap_or(file.as_os_str())
@@ -69,6 +72,49 @@ pub(crate) async fn add(
         }
     }
     Ok(added)
+}
+
+/// The files that a list names.
+fn named_in(list: &Path) -> Result<Vec<PathBuf>, Failure> {
+    let text = if list == Path::new("-") {
+        let mut text = Vec::new();
+        std::io::stdin().lock().read_to_end(&mut text).map(|_| text)
+    } else {
+        std::fs::read(list)
+    };
+    let text = text.map_err(|error| {
+        let words = format!("cannot read the list of files {}: {error}", list.display());
+        Failure::because(Exit::Usage, words, error)
+    })?;
+    names_in(&text).map_err(|words| Failure::new(Exit::Usage, words))
+}
+
+/// Names with NUL between them if there is any, as `find -print0` writes them; otherwise one a line.
+fn names_in(text: &[u8]) -> Result<Vec<PathBuf>, String> {
+    let end = if text.contains(&0) { 0 } else { b'\n' };
+    text.split(|byte| *byte == end)
+        .map(|name| match name {
+            [name @ .., b'\r'] if end != 0 => name,
+            name => name,
+        })
+        .filter(|name| !name.is_empty())
+        .map(path_of)
+        .collect()
+}
+
+#[cfg(unix)]
+fn path_of(name: &[u8]) -> Result<PathBuf, String> {
+    use std::os::unix::ffi::OsStrExt;
+    Ok(PathBuf::from(std::ffi::OsStr::from_bytes(name)))
+}
+
+#[cfg(not(unix))]
+fn path_of(name: &[u8]) -> Result<PathBuf, String> {
+    let name = str::from_utf8(name).map_err(|_| {
+        let name = String::from_utf8_lossy(name);
+        format!("the list of files must be UTF-8; it names {name}")
+    })?;
+    Ok(PathBuf::from(name))
 }
 
 /// How an upload ended.
@@ -378,6 +424,19 @@ mod tests {
             seconds: 1.0,
             interrupted,
         }
+    }
+
+    #[test]
+    fn a_list_names_files() {
+        let names = |text: &[u8]| names_in(text).unwrap();
+        let paths = |names: &[&str]| names.iter().map(PathBuf::from).collect::<Vec<_>>();
+        assert_eq!(
+            names(b"/a b\n\nc\r\n /d"),
+            paths(&["/a b", "c", " /d"]),
+            "lines"
+        );
+        assert_eq!(names(b"/a\nb\0c\r\0"), paths(&["/a\nb", "c\r"]), "NUL");
+        assert!(names(b"\n").is_empty());
     }
 
     #[test]

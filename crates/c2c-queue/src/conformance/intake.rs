@@ -424,3 +424,47 @@ pub(super) async fn a_file_found_elsewhere_moves(kit: Kit) {
     let again = kit.queue.add(vec![clip("elsewhere", 4)]).await.unwrap();
     assert_eq!(again[0].id, id);
 }
+
+pub(super) async fn any_number_is_added_as_one(kit: Kit) {
+    let before = kit.add("clip-7", 1).await;
+    let mut spool = kit.queue.spool().await.unwrap();
+    for number in 0..2_500 {
+        spool.push(&clip(&format!("clip-{number}"), 1)).unwrap();
+    }
+    let mut nonsense = kit.queue.spool().await.unwrap();
+    nonsense.push(&clip("fine", 1)).unwrap();
+    nonsense.push(&clip("", 1)).unwrap();
+    let refused = kit.queue.add_spooled(nonsense).await;
+    assert!(
+        matches!(refused, Err(QueueError::Invalid(_))),
+        "{refused:?}"
+    );
+    assert_eq!(
+        kit.queue
+            .status()
+            .await
+            .unwrap()
+            .of(MediaState::Queued)
+            .media,
+        1
+    );
+
+    let added = kit.queue.add_spooled(spool).await.unwrap();
+    assert_eq!(added.len(), 2_500);
+    let kit = kit.restart(false).await;
+    let queued = kit.queue.status().await.unwrap().of(MediaState::Queued);
+    assert_eq!((queued.media, queued.bytes), (2_500, 2_500));
+    for (number, added) in added.iter().enumerate() {
+        let already = (number == 7).then_some(MediaState::Queued);
+        assert_eq!(added.already, already);
+        if number == 7 {
+            assert_eq!(added.id, before);
+        } else if number % 500 == 0 {
+            let media = kit.media(added.id).await;
+            assert_eq!(media.name, format!("clip-{number}"));
+            assert_eq!(kit.events(added.id).await, [Event::Added]);
+        }
+    }
+    let none = kit.queue.spool().await.unwrap();
+    assert_eq!(kit.queue.add_spooled(none).await.unwrap(), []);
+}

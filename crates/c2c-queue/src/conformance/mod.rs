@@ -92,7 +92,7 @@ macro_rules! list {
 pub fn cases() -> Vec<Case> {
     list! {
         intake: added_media_survive_a_crash_as_they_are, the_same_file_is_added_once, again_adds_it_again,
-            nonsense_adds_nothing_at_all, a_gone_file_cancels, holds_wait_and_end, a_hold_for_a_person_stays,
+            nonsense_adds_nothing_at_all, any_number_is_added_as_one, a_gone_file_cancels, holds_wait_and_end, a_hold_for_a_person_stays,
             all_holds_of_a_kind_end_together, nobody_holds_what_is_checked_out, a_file_found_elsewhere_moves;
         registration: by_priority_then_position, a_try_is_counted_at_checkout, nothing_then_later_then_work,
             not_too_far_ahead, an_asset_comes_with_all_its_chunks, chunks_must_cover_the_file,

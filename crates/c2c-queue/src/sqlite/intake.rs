@@ -9,6 +9,7 @@ use crate::error::QueueError;
 use crate::history::Event;
 use crate::media::{Hold, Media, MediaId, MediaState, NewMedia, Volume};
 use crate::queue::Added;
+use crate::spool::Spool;
 
 use super::rows::{self, change, path_value};
 use super::{Done, Tx, lines, verdict};
@@ -16,6 +17,11 @@ use super::{Done, Tx, lines, verdict};
 /// Accepts media, those that are new.
 pub(super) fn add(tx: &Tx<'_>, media: Vec<NewMedia>) -> Done<Vec<Added>> {
     media.iter().map(|new| add_one(tx, new)).collect()
+}
+
+/// The same for media that lie in a file.
+pub(super) fn add_spooled(tx: &Tx<'_>, media: Spool) -> Done<Vec<Added>> {
+    media.into_media()?.map(|new| add_one(tx, &new?)).collect()
 }
 
 fn add_one(tx: &Tx<'_>, new: &NewMedia) -> Done<Added> {

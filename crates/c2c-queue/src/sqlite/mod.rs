@@ -39,18 +39,20 @@ use crate::clock::{BootId, BootTime, Capture, Clock};
 use crate::connection::{Airlock, Connection, Identity, Tokens};
 use crate::error::QueueError;
 use crate::history::HistoryLine;
+use crate::host;
 use crate::media::{Chunk, FileFacts, Hold, Media, MediaId, MediaState, NewMedia, Volume};
 use crate::queue::{
     Added, ByHand, ChunkClaim, ChunkProof, Claim, Holder, Lease, NewAsset, Outcome, Queue,
     QueueStatus, Recovered, RegistrationClaim, Selection, Sent, Setback,
 };
 use crate::receipt::Receipt;
+use crate::spool::Spool;
 use crate::vault::Vault;
 
 use self::files::LockFile;
 use self::service::{Reader, Service};
 use self::time::StoreTime;
-use self::writer::Writer;
+use self::writer::{Haste, Writer};
 
 /// How to open a [`SqliteQueue`].
 #[derive(Clone, Debug)]
@@ -67,6 +69,10 @@ pub struct SqliteOptions {
     pub process: String,
     /// The command, to be named to a second program that wants the same queue.
     pub command: String,
+    /// How long reports of what succeeded, and renewals of leases, may wait for other operations to share their flush of the
+    /// disk. All other operations go to the disk at once and take along what waits. A few milliseconds halve the flushes that
+    /// a small file costs.
+    pub patience: Duration,
 }
 
 /// What an operation fails with, before it is known what was tried.
@@ -206,6 +212,7 @@ impl SqliteQueue {
             vault,
             process,
             command,
+            patience,
         } = options;
         files::create(&path)?;
         let lock = LockFile::take(&path, &process, &command)?;
@@ -230,6 +237,7 @@ impl SqliteQueue {
             vault,
             numbers,
             commits: commits.clone(),
+            patience,
             lock,
         };
         let service = Service::start(writer, reader).map_err(|source| no_thread(&path, source))?;
@@ -276,8 +284,17 @@ impl SqliteQueue {
         action: &'static str,
         work: impl FnOnce(&Tx<'_>) -> Done<T> + Send + 'static,
     ) -> Result<T, QueueError> {
+        self.write_with(Haste::Urgent, action, work).await
+    }
+
+    async fn write_with<T: Send + 'static>(
+        &self,
+        haste: Haste,
+        action: &'static str,
+        work: impl FnOnce(&Tx<'_>) -> Done<T> + Send + 'static,
+    ) -> Result<T, QueueError> {
         self.still_open()?;
-        match self.service.write(action, work) {
+        match self.service.write(haste, action, work) {
             Some(answer) => answer.await.unwrap_or(Err(QueueError::Closed)),
             None => Err(QueueError::InUse {
                 path: self.path.clone(),
@@ -330,6 +347,15 @@ impl Queue for SqliteQueue {
             .await
     }
 
+    async fn spool(&self) -> Result<Spool, QueueError> {
+        Spool::in_dir(host::parent(&self.path))
+    }
+
+    async fn add_spooled(&self, media: Spool) -> Result<Vec<Added>, QueueError> {
+        self.write("add media", move |tx| intake::add_spooled(tx, media))
+            .await
+    }
+
     async fn claim_registration(
         &self,
         holder: &Holder,
@@ -345,7 +371,7 @@ impl Queue for SqliteQueue {
 
     async fn asset_created(&self, lease: &Lease, asset: NewAsset) -> Result<(), QueueError> {
         let lease = lease.clone();
-        self.write("store an asset", move |tx| {
+        self.write_with(Haste::Patient, "store an asset", move |tx| {
             register::asset_created(tx, &lease, &asset)
         })
         .await
@@ -391,7 +417,7 @@ impl Queue for SqliteQueue {
 
     async fn chunk_sent(&self, lease: &Lease, proof: ChunkProof) -> Result<Sent, QueueError> {
         let lease = lease.clone();
-        self.write("store a sent chunk", move |tx| {
+        self.write_with(Haste::Patient, "store a sent chunk", move |tx| {
             transfer::sent(tx, &lease, &proof)
         })
         .await
@@ -412,7 +438,7 @@ impl Queue for SqliteQueue {
         extend: Duration,
     ) -> Result<(), QueueError> {
         let lease = lease.clone();
-        self.write("renew a lease", move |tx| {
+        self.write_with(Haste::Patient, "renew a lease", move |tx| {
             leases::renew(tx, &lease, acknowledged, extend)
         })
         .await

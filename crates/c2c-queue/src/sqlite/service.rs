@@ -12,7 +12,7 @@ use crate::error::QueueError;
 use crate::vault::Vault;
 
 use super::time::StoreTime;
-use super::writer::{Job, Message, Writer, operation};
+use super::writer::{Haste, Job, Message, Writer, operation};
 use super::{Done, Numbers, Tx};
 
 type Answer<T> = oneshot::Receiver<Result<T, QueueError>>;
@@ -111,14 +111,19 @@ impl Service {
 
     /// Accepts an operation that changes something; it happens even if the answer is not awaited. `None`
     /// where nothing may be changed.
-    pub(super) fn write<T, F>(&self, action: &'static str, work: F) -> Option<Answer<T>>
+    pub(super) fn write<T, F>(
+        &self,
+        haste: Haste,
+        action: &'static str,
+        work: F,
+    ) -> Option<Answer<T>>
     where
         T: Send + 'static,
         F: FnOnce(&Tx<'_>) -> Done<T> + Send + 'static,
     {
         let writer = self.writer.as_ref()?;
         let (job, answer) = operation(action, work);
-        writer.send(Message::Job(Box::new(job)));
+        writer.send(Message::Job(haste, Box::new(job)));
         Some(answer)
     }
 

@@ -16,6 +16,7 @@ fn open(dir: &std::path::Path) -> SqliteQueue {
         vault: vault(),
         process: "run-1".to_owned(),
         command: "test".to_owned(),
+        patience: Duration::ZERO,
     };
     SqliteQueue::open(options).unwrap()
 }
@@ -117,24 +118,26 @@ async fn a_panic_and_an_error_undo_only_themselves() {
     let queue = open(dir.path());
     // The first operation keeps the writer busy until the others wait behind it, so that they share its group.
     let (go, gate) = std::sync::mpsc::channel::<()>();
-    let first = queue.service.write("wait", move |tx| {
+    let first = queue.service.write(Haste::Urgent, "wait", move |tx| {
         gate.recv().unwrap();
         rows::change(tx, "UPDATE store SET client_id = 'first'", &[])
     });
-    let before = queue
-        .service
-        .write("add media", |tx| intake::add(tx, vec![clip("before", 1)]));
-    let panics = queue.service.write::<(), _>("explode", |tx| {
-        intake::add(tx, vec![clip("never", 1)])?;
-        panic!("on purpose");
+    let before = queue.service.write(Haste::Urgent, "add media", |tx| {
+        intake::add(tx, vec![clip("before", 1)])
     });
-    let fails = queue.service.write::<(), _>("fail", |tx| {
+    let panics = queue
+        .service
+        .write::<(), _>(Haste::Urgent, "explode", |tx| {
+            intake::add(tx, vec![clip("never", 1)])?;
+            panic!("on purpose");
+        });
+    let fails = queue.service.write::<(), _>(Haste::Urgent, "fail", |tx| {
         intake::add(tx, vec![clip("never", 1)])?;
         Err(QueueError::Invalid("no".to_owned()).into())
     });
-    let after = queue
-        .service
-        .write("add media", |tx| intake::add(tx, vec![clip("after", 1)]));
+    let after = queue.service.write(Haste::Urgent, "add media", |tx| {
+        intake::add(tx, vec![clip("after", 1)])
+    });
     go.send(()).unwrap();
     first.unwrap().await.unwrap().unwrap();
     before.unwrap().await.unwrap().unwrap();
@@ -164,7 +167,7 @@ async fn a_group_whose_commit_fails_changes_nothing_and_tells_everybody() {
     let dir = tempfile::tempdir().unwrap();
     let queue = open(dir.path());
     let (go, gate) = std::sync::mpsc::channel::<()>();
-    let first = queue.service.write("wait", move |tx| {
+    let first = queue.service.write(Haste::Urgent, "wait", move |tx| {
         gate.recv().unwrap();
         // A foreign key that is checked only at the commit makes the commit itself fail.
         tx.db.execute_batch("PRAGMA defer_foreign_keys = ON")?;
@@ -174,9 +177,9 @@ async fn a_group_whose_commit_fails_changes_nothing_and_tells_everybody() {
             &[],
         )
     });
-    let second = queue
-        .service
-        .write("add media", |tx| intake::add(tx, vec![clip("a", 1)]));
+    let second = queue.service.write(Haste::Urgent, "add media", |tx| {
+        intake::add(tx, vec![clip("a", 1)])
+    });
     go.send(()).unwrap();
     for error in [
         first.unwrap().await.unwrap().unwrap_err(),
@@ -350,6 +353,7 @@ async fn a_new_key_costs_urls_and_tokens_but_no_media() {
         vault: Vault::from_key(SecretBox::new(Box::new([8; 32]))),
         process: "run-2".to_owned(),
         command: "test".to_owned(),
+        patience: Duration::ZERO,
     };
     let queue = SqliteQueue::open(options).unwrap();
     assert!(matches!(
@@ -499,4 +503,68 @@ async fn a_queue_of_format_1_goes_on() {
         .remember("networks", Some("known".to_owned()))
         .await
         .unwrap();
+}
+
+#[tokio::test]
+async fn what_is_patient_shares_the_next_flush() {
+    let dir = tempfile::tempdir().unwrap();
+    let queue = SqliteQueue::open(SqliteOptions {
+        path: dir.path().join("queue.db"),
+        clock: Arc::new(ManualClock::new(WallTime(1_800_000_000_000))),
+        vault: vault(),
+        process: "run-1".to_owned(),
+        command: "test".to_owned(),
+        // Nothing comes back by itself within this test.
+        patience: Duration::from_secs(3_600),
+    })
+    .unwrap();
+    let holder = Holder {
+        process: "run-1".to_owned(),
+        worker: "w".to_owned(),
+    };
+    queue.add(vec![clip("a", 1)]).await.unwrap();
+    let claim = queue.claim_registration(&holder, Duration::from_secs(60), None);
+    let Claim::Got(claim) = claim.await.unwrap() else {
+        panic!("nothing to register");
+    };
+    let asset = NewAsset {
+        asset_id: "asset".to_owned(),
+        project_id: "project".to_owned(),
+        offset: None,
+        chunks: vec![crate::NewChunk {
+            start: 0,
+            length: 1,
+            url: SecretString::from("https://uploads.invalid/"),
+        }],
+    };
+    let before = queue.commits();
+    let mut patient = std::pin::pin!(queue.asset_created(&claim.lease, asset));
+    let first = std::future::poll_fn(|context| {
+        std::task::Poll::Ready(patient.as_mut().poll(context).is_pending())
+    });
+    assert!(first.await, "it is handed over, and waits");
+    let urgent = queue.claim_chunk(&holder, Duration::from_secs(60));
+    let (created, claim) = tokio::join!(patient, urgent);
+    created.unwrap();
+    assert!(
+        matches!(claim.unwrap(), Claim::Got(_)),
+        "what waited is done first"
+    );
+    assert_eq!(queue.commits(), before + 1, "one flush for both");
+    // A close waits for nobody.
+    let Claim::Nothing = queue
+        .claim_chunk(&holder, Duration::from_secs(60))
+        .await
+        .unwrap()
+    else {
+        panic!("there is one chunk");
+    };
+    let lease = Lease {
+        item: crate::Item::Chunk(MediaId(1), 0),
+        token: 2,
+    };
+    let renewal = queue.renew(&lease, 0, Duration::from_secs(60));
+    let (renewed, closed) = tokio::join!(renewal, queue.close());
+    renewed.unwrap();
+    closed.unwrap();
 }

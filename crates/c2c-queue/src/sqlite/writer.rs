@@ -9,6 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
 
 use rusqlite::Connection as Db;
 use tokio::sync::oneshot;
@@ -26,9 +27,18 @@ const GROUP: usize = 256;
 /// What the thread is told.
 pub(super) enum Message {
     /// Do this.
-    Job(Box<dyn Job>),
+    Job(Haste, Box<dyn Job>),
     /// Finish what came before this, and close.
     Close(oneshot::Sender<Result<(), QueueError>>),
+}
+
+/// Whether an operation may wait for company.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Haste {
+    /// It goes to the disk at once.
+    Urgent,
+    /// It may wait as long as [`super::SqliteOptions::patience`] says.
+    Patient,
 }
 
 /// An operation whose result waits for the commit.
@@ -124,6 +134,9 @@ fn same(error: &rusqlite::Error) -> rusqlite::Error {
     }
 }
 
+/// Who waits for the store to be closed, if anybody does.
+type Closing = Option<oneshot::Sender<Result<(), QueueError>>>;
+
 /// The state of the thread.
 pub(super) struct Writer {
     pub(super) db: Db,
@@ -132,6 +145,7 @@ pub(super) struct Writer {
     pub(super) vault: Vault,
     pub(super) numbers: Numbers,
     pub(super) commits: Arc<AtomicU64>,
+    pub(super) patience: Duration,
     pub(super) lock: LockFile,
 }
 
@@ -139,23 +153,7 @@ impl Writer {
     /// Works until told to close, or until nobody can ask any more.
     pub(super) fn run(self, inbox: &Receiver<Message>) {
         while let Ok(first) = inbox.recv() {
-            let mut group = Vec::new();
-            let mut closing = None;
-            let mut next = Some(first);
-            while let Some(message) = next {
-                match message {
-                    Message::Job(job) => group.push(job),
-                    Message::Close(reply) => {
-                        closing = Some(reply);
-                        break;
-                    }
-                }
-                next = if group.len() < GROUP {
-                    inbox.try_recv().ok()
-                } else {
-                    None
-                };
-            }
+            let (mut group, closing) = self.gather(first, inbox);
             while !group.is_empty() {
                 group = self.commit(group);
             }
@@ -166,6 +164,32 @@ impl Writer {
                 return;
             }
         }
+    }
+
+    /// What is committed together: what has arrived, and, as long as all of it is patient, what arrives soon.
+    fn gather(&self, first: Message, inbox: &Receiver<Message>) -> (Vec<Box<dyn Job>>, Closing) {
+        let patient_until = Instant::now() + self.patience;
+        let mut group = Vec::new();
+        let mut urgent = false;
+        let mut next = Some(first);
+        while let Some(message) = next {
+            match message {
+                Message::Job(haste, job) => {
+                    urgent |= haste == Haste::Urgent;
+                    group.push(job);
+                }
+                Message::Close(reply) => return (group, Some(reply)),
+            }
+            next = if group.len() == GROUP {
+                None
+            } else if urgent || self.patience.is_zero() {
+                inbox.try_recv().ok()
+            } else {
+                let left = patient_until.saturating_duration_since(Instant::now());
+                inbox.recv_timeout(left).ok()
+            };
+        }
+        (group, None)
     }
 
     /// Runs a group and answers it. Returns what has to run again, because the database gave up half-way.

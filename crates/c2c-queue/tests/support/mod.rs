@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use c2c_queue::conformance::Store;
@@ -54,6 +55,7 @@ pub(crate) fn options(path: &Path, clock: &ManualClock, process: &str) -> Sqlite
         vault: vault(),
         process: process.to_owned(),
         command: "the test".to_owned(),
+        patience: Duration::ZERO,
     }
 }
 

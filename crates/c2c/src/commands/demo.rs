@@ -223,6 +223,7 @@ async fn work(
         format::printable(&identity.project_name)
     ));
     let options = AddOptions {
+        files_from: None,
         again: false,
         channel: 0,
         priority: 0,
