@@ -51,14 +51,15 @@ cc:
 		fi; \
 	fi
 
-# The power cuts need a file system of their own, the watch on the network an address that comes and goes. Where these programs
-# or root are missing, those tests say that they were skipped.
+# The power cuts need a file system of their own, the watch on the network an address that comes and goes, the hot paths a program
+# that counts instructions. Where these programs or root are missing, those tests say that they were skipped.
 .PHONY: tools
 tools:
 	@packages=""; \
 	command -v mkfs.ext4 >/dev/null || [ -x /sbin/mkfs.ext4 ] || [ -x /usr/sbin/mkfs.ext4 ] || packages="$$packages e2fsprogs"; \
 	command -v losetup >/dev/null || [ -x /sbin/losetup ] || [ -x /usr/sbin/losetup ] || packages="$$packages mount util-linux"; \
 	command -v ip >/dev/null || packages="$$packages iproute2"; \
+	command -v valgrind >/dev/null || packages="$$packages valgrind"; \
 	if [ -n "$$packages" ]; then \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 			apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$packages; \
