@@ -4,11 +4,13 @@
 //! alone, for two sizes of the work; the difference is what the work itself takes, without the start of the program.
 //! Callgrind knows AVX2 and no AVX-512, and reports no processor features that it does not know.
 
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a part of tests")]
+
 use std::process::Command;
 
 const SIZE: &str = "C2C_COUNTED_SIZE";
 
-/// How many instructions the work takes for each unit (byte, call) of `unit_size` units; `work` gets the number of units.
+/// How many instructions the work takes for each unit (byte, call); `work` is given the number of units, `units` or twice as many.
 ///
 /// `None` where it cannot be counted, after a word about why; and in the counted program itself, which has only to do the work.
 pub(crate) fn per_unit(test: &str, units: usize, work: impl FnOnce(usize)) -> Option<f64> {
