@@ -74,8 +74,9 @@ cc:
 		fi; \
 	fi
 
-# The power cuts need a file system of their own, the watch on the network an address that comes and goes, the keyring a
-# D-Bus and somebody on it. Where these programs or root are missing, those tests say that they were skipped.
+# The power cuts need a file system of their own, the watch on the network an address that comes and goes, the keyring a D-Bus and
+# somebody on it, the hot paths a program that counts instructions. Where these programs or root are missing, those tests say
+# that they were skipped.
 .PHONY: tools
 tools:
 	@packages=""; \
@@ -84,6 +85,7 @@ tools:
 	command -v ip >/dev/null || packages="$$packages iproute2"; \
 	command -v dbus-daemon >/dev/null || packages="$$packages dbus"; \
 	command -v gnome-keyring-daemon >/dev/null || packages="$$packages gnome-keyring"; \
+	command -v valgrind >/dev/null || packages="$$packages valgrind"; \
 	if [ -n "$$packages" ]; then \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 			apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$packages; \

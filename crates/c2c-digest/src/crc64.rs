@@ -8,8 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use crc_fast::CrcAlgorithm::Crc64Nvme;
 
-/// A CRC-64/NVME under way: 16 bytes of state in effect, no allocation, tens of gigabytes a second where the processor multiplies
-/// without carry.
+/// A CRC-64/NVME under way: no allocation, tens of gigabytes a second where the processor multiplies without carry.
 ///
 /// ```
 /// use c2c_digest::Crc64;
@@ -59,12 +58,46 @@ impl Default for Crc64 {
     }
 }
 
+/// The polynomial, its highest power in the lowest bit.
+const POLYNOMIAL: u64 = 0x9A6C_9329_AC4B_C9B5;
+
+/// What a checksum is multiplied by when 2^k zero bytes follow: x to the power of 8 * 2^k.
+const SHIFTS: [u64; 64] = {
+    let mut shifts = [1 << (63 - 8); 64];
+    let mut k = 1;
+    while k < 64 {
+        shifts[k] = multiply(shifts[k - 1], shifts[k - 1]);
+        k += 1;
+    }
+    shifts
+};
+
+/// The product modulo the polynomial.
+const fn multiply(mut a: u64, mut b: u64) -> u64 {
+    let mut product = 0;
+    while a != 0 {
+        product ^= b & (a >> 63).wrapping_neg();
+        a <<= 1;
+        b = (b >> 1) ^ (POLYNOMIAL & (b & 1).wrapping_neg());
+    }
+    product
+}
+
 /// The checksum of two parts that follow each other, from the checksum of each and the length of the second in bytes.
 ///
-/// The time grows with the logarithm of the length: some ten microseconds for a chunk of any size. The checksum of nothing is 0, so
+/// The time grows with the logarithm of the length: about a microsecond for a chunk of any size. The checksum of nothing is 0, so
 /// that a fold over the parts of a file begins with 0.
-pub fn combine(first: u64, second: u64, second_len: u64) -> u64 {
-    crc_fast::checksum_combine(Crc64Nvme, first, second, second_len)
+pub const fn combine(first: u64, second: u64, second_len: u64) -> u64 {
+    // The combination that `crc_fast` offers squares matrices, which takes about a thousand times as long.
+    let mut shifted = first;
+    let mut k = 0;
+    while k < 64 && second_len >> k != 0 {
+        if second_len >> k & 1 == 1 {
+            shifted = multiply(SHIFTS[k], shifted);
+        }
+        k += 1;
+    }
+    shifted ^ second
 }
 
 /// The checksum as S3 writes it: base64 of its 8 bytes, most significant first.
@@ -83,7 +116,7 @@ mod tests {
         !bytes.iter().fold(!0, |mut crc: u64, byte| {
             crc ^= u64::from(*byte);
             for _ in 0..8 {
-                crc = (crc >> 1) ^ (0x9A6C_9329_AC4B_C9B5 & (crc & 1).wrapping_neg());
+                crc = (crc >> 1) ^ (POLYNOMIAL & (crc & 1).wrapping_neg());
             }
             crc
         })
@@ -126,6 +159,14 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn agrees_with_the_squares_of_matrices(first: u64, second: u64, len: u64) {
+            prop_assert_eq!(
+                combine(first, second, len),
+                crc_fast::checksum_combine(Crc64Nvme, first, second, len)
+            );
+        }
+
         #[test]
         fn agrees_with_the_definition(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
             prop_assert_eq!(of(&bytes), by_definition(&bytes));

@@ -70,7 +70,7 @@ impl Instructions {
     /// How many streams are advanced at once at most; more are served in groups.
     pub const fn lanes(self) -> usize {
         match self.0 {
-            Set::Portable => 2 * portable::LANES,
+            Set::Portable => portable::LANES,
             #[cfg(target_arch = "x86_64")]
             Set::Avx2 | Set::Avx512 => 2 * x86::LANES,
         }
@@ -115,12 +115,7 @@ impl Instructions {
     fn advance_group(self, lanes: &mut [&mut Lane<'_>]) {
         match (self.0, lanes.len()) {
             (_, 1) => advance_one(lanes[0]),
-            (Set::Portable, ..=portable::LANES) => with(lanes, |states: &mut [State; 4], data| {
-                portable::advance::<1>(states, &data)
-            }),
-            (Set::Portable, _) => with(lanes, |states: &mut [State; 8], data| {
-                portable::advance::<2>(states, &data)
-            }),
+            (Set::Portable, _) => with(lanes, portable::advance::<{ portable::LANES }>),
             #[cfg(target_arch = "x86_64")]
             (Set::Avx2, ..=x86::LANES) => with(lanes, |states: &mut [State; 8], data| {
                 #[expect(unsafe_code, reason = "the processor was asked")]
@@ -249,91 +244,83 @@ macro_rules! steps {
     }};
 }
 
-/// For any processor: arrays that the compiler turns into whatever vectors the target has at least (SSE2, NEON).
+/// For any processor. Compilers keep these lanes in registers of one word rather than in vectors, and it pays all the same: none
+/// of the streams waits for another.
 mod portable {
     use super::{BLOCK, K, State};
 
-    /// Streams in a vector of 128 bits.
+    /// Streams side by side; eight need more registers than there are, and were slower.
     pub(super) const LANES: usize = 4;
 
-    type V<const G: usize> = [[u32; LANES]; G];
+    type V<const N: usize> = [u32; N];
 
     /// The same operation on each word of three vectors.
     #[inline(always)]
-    fn each<const G: usize>(
-        mut b: V<G>,
-        c: V<G>,
-        d: V<G>,
+    fn each<const N: usize>(
+        mut b: V<N>,
+        c: V<N>,
+        d: V<N>,
         operation: impl Fn(u32, u32, u32) -> u32,
-    ) -> V<G> {
-        for group in 0..G {
-            for lane in 0..LANES {
-                b[group][lane] = operation(b[group][lane], c[group][lane], d[group][lane]);
-            }
+    ) -> V<N> {
+        for ((b, c), d) in b.iter_mut().zip(c).zip(d) {
+            *b = operation(*b, c, d);
         }
         b
     }
 
     #[inline(always)]
-    fn add<const G: usize>(a: V<G>, b: V<G>) -> V<G> {
+    fn add<const N: usize>(a: V<N>, b: V<N>) -> V<N> {
         each(a, b, b, |a, b, _| a.wrapping_add(b))
     }
 
     #[inline(always)]
-    fn rol<const TURN: u32, const REST: u32, const G: usize>(a: V<G>) -> V<G> {
+    fn rol<const TURN: u32, const REST: u32, const N: usize>(a: V<N>) -> V<N> {
         each(a, a, a, |a, _, _| (a << TURN) | (a >> REST))
     }
 
     #[inline(always)]
-    fn splat<const G: usize>(word: u32) -> V<G> {
-        [[word; LANES]; G]
+    fn splat<const N: usize>(word: u32) -> V<N> {
+        [word; N]
     }
 
     #[inline(always)]
-    fn f<const G: usize>(b: V<G>, c: V<G>, d: V<G>) -> V<G> {
+    fn f<const N: usize>(b: V<N>, c: V<N>, d: V<N>) -> V<N> {
         each(b, c, d, |b, c, d| d ^ (b & (c ^ d)))
     }
 
     #[inline(always)]
-    fn g<const G: usize>(b: V<G>, c: V<G>, d: V<G>) -> V<G> {
+    fn g<const N: usize>(b: V<N>, c: V<N>, d: V<N>) -> V<N> {
         // Two halves that share no bit: only one `and` waits for the step before.
         each(b, c, d, |b, c, d| (b & d) | (c & !d))
     }
 
     #[inline(always)]
-    fn h<const G: usize>(b: V<G>, c: V<G>, d: V<G>) -> V<G> {
+    fn h<const N: usize>(b: V<N>, c: V<N>, d: V<N>) -> V<N> {
         each(b, c, d, |b, c, d| b ^ (c ^ d))
     }
 
     #[inline(always)]
-    fn i<const G: usize>(b: V<G>, c: V<G>, d: V<G>) -> V<G> {
+    fn i<const N: usize>(b: V<N>, c: V<N>, d: V<N>) -> V<N> {
         each(b, c, d, |b, c, d| c ^ (b | !d))
     }
 
-    /// Advances `4 * G` states by the blocks of `data`, as many of each stream as of the first.
-    pub(super) fn advance<const G: usize>(states: &mut [State], data: &[&[[u8; BLOCK]]]) {
-        let mut state = [[[0; LANES]; G]; 4];
-        for (lane, words) in states.iter().enumerate() {
-            for (word, value) in words.iter().enumerate() {
-                state[word][lane / LANES][lane % LANES] = *value;
-            }
-        }
+    /// Advances the states by the blocks of `data`, as many of each stream as of the first.
+    pub(super) fn advance<const N: usize>(states: &mut [State; N], data: [&[[u8; BLOCK]]; N]) {
+        let mut state: [V<N>; 4] =
+            std::array::from_fn(|word| std::array::from_fn(|lane| states[lane][word]));
+        #[expect(
+            clippy::needless_range_loop,
+            reason = "all streams advance by the same block"
+        )]
         for block in 0..data[0].len() {
-            let mut words = [[[0; LANES]; G]; 16];
-            for group in 0..G {
-                for lane in 0..LANES {
-                    let bytes = data[group * LANES + lane][block].as_chunks::<4>().0;
-                    for (word, bytes) in bytes.iter().enumerate() {
-                        words[word][group][lane] = u32::from_le_bytes(*bytes);
-                    }
-                }
-            }
+            let blocks = data.map(|blocks| blocks[block].as_chunks::<4>().0);
+            let words: [V<N>; 16] = std::array::from_fn(|word| {
+                std::array::from_fn(|lane| u32::from_le_bytes(blocks[lane][word]))
+            });
             state = steps!(state, words);
         }
-        for (lane, words) in states.iter_mut().enumerate() {
-            for (word, value) in words.iter_mut().enumerate() {
-                *value = state[word][lane / LANES][lane % LANES];
-            }
+        for (lane, out) in states.iter_mut().enumerate() {
+            *out = state.map(|word| word[lane]);
         }
     }
 }
@@ -495,7 +482,8 @@ mod x86 {
                     data: &[&[[u8; BLOCK]]],
                 ) {
                     let mut state = state_in::<G>(states);
-                    for block in 0..data[0].len() {
+                    #[expect(clippy::needless_range_loop, reason = "all streams advance by the same block")]
+        for block in 0..data[0].len() {
                         let words = words::<G>(data, block);
                         state = steps!(state, words);
                     }

@@ -1,5 +1,7 @@
 //! The hasher as transfers use it: many streams at once, joining, leaving, cancelled, blocked, and a thread that dies.
 
+#![expect(clippy::unwrap_used, reason = "the helpers of tests are tests")]
+
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::task::{Context, Poll, Wake, Waker};
@@ -25,7 +27,7 @@ struct Gate {
 }
 
 impl Gate {
-    fn new(length: usize) -> (Bytes, Receiver<()>, Sender<()>) {
+    fn buffer(length: usize) -> (Bytes, Receiver<()>, Sender<()>) {
         let (reached, is_reached) = channel();
         let (let_go, open) = channel();
         let gate = Gate {
@@ -90,7 +92,7 @@ fn nothing_has_a_digest_too() {
 fn a_stream_holds_no_more_than_its_backlog() {
     let digests = Digests::new(2);
     let mut busy = digests.begin().unwrap();
-    let (gate, reached, open) = Gate::new(64);
+    let (gate, reached, open) = Gate::buffer(64);
     busy.push(gate).unwrap();
     reached.recv().unwrap();
 
@@ -129,7 +131,7 @@ fn a_cancelled_stream_gives_its_buffers_back() {
     let _idle = digests.begin().unwrap();
     let mut stream = digests.begin().unwrap();
     // One of four, and another stream that may bring company: not due, so that it is held.
-    let (gate, reached, open) = Gate::new(640);
+    let (gate, reached, open) = Gate::buffer(640);
     open.send(()).unwrap();
     stream.push(gate).unwrap();
     assert!(reached.try_recv().is_err());
@@ -142,7 +144,7 @@ fn the_others_do_not_wait_for_a_cancelled_stream() {
     let digests = Digests::new(4);
     let idle = digests.begin().unwrap();
     let mut stream = digests.begin().unwrap();
-    let (gate, reached, open) = Gate::new(640);
+    let (gate, reached, open) = Gate::buffer(640);
     open.send(()).unwrap();
     stream.push(gate).unwrap();
     drop(idle);
@@ -155,7 +157,7 @@ fn a_dead_thread_is_an_error_and_the_next_stream_has_another() {
     let digests = Digests::new(1);
     let mut waiting = digests.begin().unwrap();
     let mut bomber = digests.begin().unwrap();
-    let (gate, reached, open) = Gate::new(64);
+    let (gate, reached, open) = Gate::buffer(64);
     waiting.push(gate).unwrap();
     reached.recv().unwrap();
     let waiting = runtime.spawn(async move {
