@@ -308,10 +308,6 @@ mod portable {
     pub(super) fn advance<const N: usize>(states: &mut [State; N], data: [&[[u8; BLOCK]]; N]) {
         let mut state: [V<N>; 4] =
             std::array::from_fn(|word| std::array::from_fn(|lane| states[lane][word]));
-        #[expect(
-            clippy::needless_range_loop,
-            reason = "all streams advance by the same block"
-        )]
         for block in 0..data[0].len() {
             let blocks = data.map(|blocks| blocks[block].as_chunks::<4>().0);
             let words: [V<N>; 16] = std::array::from_fn(|word| {
@@ -482,8 +478,7 @@ mod x86 {
                     data: &[&[[u8; BLOCK]]],
                 ) {
                     let mut state = state_in::<G>(states);
-                    #[expect(clippy::needless_range_loop, reason = "all streams advance by the same block")]
-        for block in 0..data[0].len() {
+                    for block in 0..data[0].len() {
                         let words = words::<G>(data, block);
                         state = steps!(state, words);
                     }
