@@ -61,26 +61,35 @@ async fn fill(queue: &dyn Queue, media: u64, chunks: u64) {
         .await
         .unwrap();
     for _ in 0..media {
-        let Claim::Got(claim) = queue
-            .claim_registration(&holder(), LEASE, None)
-            .await
-            .unwrap()
-        else {
-            panic!("nothing to register")
-        };
-        let chunk = |start| NewChunk {
-            start,
-            length: 1,
-            url: SecretString::from("https://uploads.invalid/"),
-        };
-        let asset = NewAsset {
-            asset_id: "asset".to_owned(),
-            project_id: "project".to_owned(),
-            offset: None,
-            chunks: (0..chunks).map(chunk).collect(),
-        };
-        queue.asset_created(&claim.lease, asset).await.unwrap();
+        register(queue, chunks).await;
     }
+}
+
+async fn register(queue: &dyn Queue, chunks: u64) {
+    let claim = queue.claim_registration(&holder(), LEASE, None).await;
+    let Claim::Got(claim) = claim.unwrap() else {
+        panic!("nothing to register")
+    };
+    let chunk = |start| NewChunk {
+        start,
+        length: 1,
+        url: SecretString::from("https://uploads.invalid/"),
+    };
+    let asset = NewAsset {
+        asset_id: "asset".to_owned(),
+        project_id: "project".to_owned(),
+        offset: None,
+        chunks: (0..chunks).map(chunk).collect(),
+    };
+    queue.asset_created(&claim.lease, asset).await.unwrap();
+}
+
+/// A clip that goes before all others, each time.
+fn urgent(size: u64) -> NewMedia {
+    let mut urgent = clip(u64::MAX, size);
+    urgent.priority = 1;
+    urgent.again = true;
+    urgent
 }
 
 /// Handing an operation to the thread of the store and back takes this long or less, as the scheduler likes.
@@ -157,6 +166,30 @@ async fn a_long_queue_costs_what_a_short_one_does() {
         "status",
         async || quick_step(async || drop(short.status().await.unwrap())).await,
         async || quick_step(async || drop(long.status().await.unwrap())).await,
+    )
+    .await;
+    let life = async |queue: &dyn Queue| {
+        queue.add(vec![urgent(1)]).await.unwrap();
+        register(queue, 1).await;
+        claim_and_send(queue).await;
+    };
+    ratio_below(
+        3.0,
+        "the life of a still",
+        async || quick_step(async || life(&*short).await).await,
+        async || quick_step(async || life(&*long).await).await,
+    )
+    .await;
+    let pages = async |queue: &dyn Queue| {
+        queue.upcoming(1).await.unwrap();
+        queue.list(None, None, 1).await.unwrap();
+        queue.held(None, 1).await.unwrap();
+    };
+    ratio_below(
+        3.0,
+        "a page of each list",
+        async || quick_step(async || pages(&*short).await).await,
+        async || quick_step(async || pages(&*long).await).await,
     )
     .await;
     ratio_below(

@@ -1,5 +1,6 @@
 //! The one loop behind `upload` and `demo`: let the uplink work, show it, and say how it ended.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -29,10 +30,16 @@ pub(crate) async fn add(
     files: &[PathBuf],
     options: &AddOptions,
 ) -> Result<Vec<Added>, Failure> {
-    let named = options.files_from.as_deref().map(named_in).transpose()?;
-    let files = || files.iter().chain(named.iter().flatten());
+    let named = options.files_from.as_deref().map(List::read).transpose()?;
+    let named = named.unwrap_or_default();
+    let files = || {
+        files
+            .iter()
+            .map(Cow::Borrowed)
+            .chain(named.paths().map(Cow::Owned))
+    };
     let media = files().map(|file| {
-        let mut media = AddMedia::path(file)
+        let mut media = AddMedia::path(file.into_owned())
             .channel(options.channel)
             .priority(options.priority);
         if let Some(filetype) = &options.filetype {
@@ -44,6 +51,7 @@ pub(crate) async fn add(
         if options.again { media.again() } else { media }
     });
     let added = uplink.add(media).await?;
+    let mut told = 0;
     for (added, file) in added.iter().zip(files()) {
         let name = file
             .file_name()
@@ -56,7 +64,9 @@ pub(crate) async fn add(
             "already": added.already,
         }))?;
         let name = format::printable(&name);
+        told += u64::from(added.already.is_some());
         match added.already {
+            Some(_) if told > TOLD => {}
             None => {}
             Some(MediaState::Delivered) => {
                 terminal.say(&format!(
@@ -71,50 +81,65 @@ pub(crate) async fn add(
             Some(state) => terminal.say(&format!("{name} is in the queue already, {state}")),
         }
     }
+    if told > TOLD {
+        let more = format::count(told - TOLD, "more file", "more files");
+        terminal.say(&format!("{more} of those were in the queue already"));
+    }
     Ok(added)
 }
 
-/// The files that a list names.
-fn named_in(list: &Path) -> Result<Vec<PathBuf>, Failure> {
-    let text = if list == Path::new("-") {
-        let mut text = Vec::new();
-        std::io::stdin().lock().read_to_end(&mut text).map(|_| text)
-    } else {
-        std::fs::read(list)
-    };
-    let text = text.map_err(|error| {
-        let words = format!("cannot read the list of files {}: {error}", list.display());
-        Failure::because(Exit::Usage, words, error)
-    })?;
-    names_in(&text).map_err(|words| Failure::new(Exit::Usage, words))
+/// Files that are told to have been there before, one by one.
+const TOLD: u64 = 20;
+
+/// A list of files, as it was written: there may be very many.
+#[derive(Default)]
+struct List {
+    text: Vec<u8>,
 }
 
-/// Names with NUL between them if there is any, as `find -print0` writes them; otherwise one a line.
-fn names_in(text: &[u8]) -> Result<Vec<PathBuf>, String> {
-    let end = if text.contains(&0) { 0 } else { b'\n' };
-    text.split(|byte| *byte == end)
-        .map(|name| match name {
-            [name @ .., b'\r'] if end != 0 => name,
-            name => name,
-        })
-        .filter(|name| !name.is_empty())
-        .map(path_of)
-        .collect()
+impl List {
+    fn read(list: &Path) -> Result<List, Failure> {
+        let text = if list == Path::new("-") {
+            let mut text = Vec::new();
+            std::io::stdin().lock().read_to_end(&mut text).map(|_| text)
+        } else {
+            std::fs::read(list)
+        };
+        let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
+            let words = format!("cannot read the list of files {}: {error}", list.display());
+            Failure::because(Exit::Usage, words, error)
+        };
+        let text = text.map_err(|error| failed(error.into()))?;
+        if cfg!(not(unix)) {
+            // Elsewhere the bytes of a path have no meaning of their own.
+            str::from_utf8(&text).map_err(|error| failed(error.into()))?;
+        }
+        Ok(List { text })
+    }
+
+    /// Names with NUL between them if there is any, as `find -print0` writes them; otherwise one a line.
+    fn paths(&self) -> impl Iterator<Item = PathBuf> {
+        let end = if self.text.contains(&0) { 0 } else { b'\n' };
+        self.text
+            .split(move |byte| *byte == end)
+            .map(move |name| match name {
+                [name @ .., b'\r'] if end != 0 => name,
+                name => name,
+            })
+            .filter(|name| !name.is_empty())
+            .map(path_of)
+    }
 }
 
 #[cfg(unix)]
-fn path_of(name: &[u8]) -> Result<PathBuf, String> {
+fn path_of(name: &[u8]) -> PathBuf {
     use std::os::unix::ffi::OsStrExt;
-    Ok(PathBuf::from(std::ffi::OsStr::from_bytes(name)))
+    PathBuf::from(std::ffi::OsStr::from_bytes(name))
 }
 
 #[cfg(not(unix))]
-fn path_of(name: &[u8]) -> Result<PathBuf, String> {
-    let name = str::from_utf8(name).map_err(|_| {
-        let name = String::from_utf8_lossy(name);
-        format!("the list of files must be UTF-8; it names {name}")
-    })?;
-    Ok(PathBuf::from(name))
+fn path_of(name: &[u8]) -> PathBuf {
+    PathBuf::from(String::from_utf8_lossy(name).into_owned())
 }
 
 /// How an upload ended.
@@ -428,7 +453,10 @@ mod tests {
 
     #[test]
     fn a_list_names_files() {
-        let names = |text: &[u8]| names_in(text).unwrap();
+        let names = |text: &[u8]| {
+            let text = text.to_vec();
+            List { text }.paths().collect::<Vec<_>>()
+        };
         let paths = |names: &[&str]| names.iter().map(PathBuf::from).collect::<Vec<_>>();
         assert_eq!(
             names(b"/a b\n\nc\r\n /d"),

@@ -128,7 +128,8 @@ pub(super) fn unusable<T>(
     })
 }
 
-fn damaged(error: &rusqlite::Error) -> bool {
+/// Whether SQLite found the file to be damaged.
+pub(super) fn damaged(error: &rusqlite::Error) -> bool {
     matches!(
         error.sqlite_error_code(),
         Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt)

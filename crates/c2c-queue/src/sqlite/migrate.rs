@@ -11,6 +11,7 @@ use rusqlite::{Connection as Db, TransactionBehavior};
 use crate::error::QueueError;
 use crate::host;
 
+use super::check::{self, Checked};
 use super::{Done, files};
 
 /// Step `n` leads from format `n` to format `n + 1`.
@@ -20,7 +21,7 @@ const STEPS: [&str; 2] = [
 ];
 
 /// Brings the file to the newest format, and checks it if its last owner did not close it.
-pub(super) fn to_newest(db: &mut Db, path: &Path) -> Result<(), QueueError> {
+pub(super) fn to_newest(db: &mut Db, path: &Path) -> Result<Checked, QueueError> {
     migrate(db, path, &STEPS)
 }
 
@@ -39,19 +40,21 @@ pub(super) fn check_readable(db: &Db, path: &Path) -> Result<(), QueueError> {
     Ok(())
 }
 
-fn migrate(db: &mut Db, path: &Path, steps: &[&str]) -> Result<(), QueueError> {
+fn migrate(db: &mut Db, path: &Path, steps: &[&str]) -> Result<Checked, QueueError> {
     let found = files::unusable(path, "read its format", format(db))?;
     refuse_newer(found, steps.len(), path)?;
+    let newest = found == steps.len();
     if found > 0 {
-        files::unusable(path, "check its database", check(db, path))?;
-    }
-    if found == steps.len() {
-        return Ok(());
-    }
-    if found > 0 {
+        // What is damaged is not migrated.
+        let checked = check::at_start(db, path, !newest);
+        let checked = files::unusable(path, "check its database", checked)?;
+        if newest {
+            return Ok(checked);
+        }
         copy(db, path, found)?;
     }
-    files::unusable(path, "migrate its database", run(db, found, steps))
+    files::unusable(path, "migrate its database", run(db, found, steps))?;
+    Ok(Checked::Whole)
 }
 
 fn format(db: &Db) -> Done<usize> {
@@ -69,23 +72,6 @@ fn refuse_newer(found: usize, known: usize, path: &Path) -> Result<(), QueueErro
         found: number(found),
         known: number(known),
     })
-}
-
-/// After a clean close there is nothing to find; after anything else every page is looked at once.
-fn check(db: &Db, path: &Path) -> Done<()> {
-    let clean: bool = db.query_row("SELECT clean FROM store", [], |row| row.get(0))?;
-    if clean {
-        return Ok(());
-    }
-    let words: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
-    if words == "ok" {
-        return Ok(());
-    }
-    Err(QueueError::Unusable {
-        path: path.to_owned(),
-        words: format!("the file is damaged ({words})"),
-    }
-    .into())
 }
 
 /// Where the copy of a file of format `found` goes.

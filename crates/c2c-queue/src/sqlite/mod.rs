@@ -8,6 +8,7 @@
 //! 4. Nothing is ever counted by reading rows, and nothing is found without an index: claiming costs the same
 //!    with a million chunks.
 
+mod check;
 mod claim;
 mod files;
 mod hand;
@@ -49,6 +50,7 @@ use crate::receipt::Receipt;
 use crate::spool::Spool;
 use crate::vault::Vault;
 
+use self::check::{Checked, Findings, Look};
 use self::files::LockFile;
 use self::service::{Reader, Service};
 use self::time::StoreTime;
@@ -191,6 +193,9 @@ impl Tx<'_> {
 /// a power cut: nothing accepted is lost, and the next start checks the file first.
 pub struct SqliteQueue {
     path: PathBuf,
+    /// First, so that it ends first: it reads the file.
+    look: Option<Look>,
+    findings: Arc<Findings>,
     service: Service,
     time: StoreTime,
     closed: AtomicBool,
@@ -199,6 +204,9 @@ pub struct SqliteQueue {
 
 impl SqliteQueue {
     /// Opens the queue, making or migrating it as needed. Blocks on the disk.
+    ///
+    /// A queue that was not closed is looked at first, page by page. One of more than 64 MiB is looked at while it is at work
+    /// already: should it turn out to be damaged, every operation from then on fails with [`QueueError::Unusable`].
     ///
     /// # Errors
     ///
@@ -217,12 +225,21 @@ impl SqliteQueue {
         files::create(&path)?;
         let lock = LockFile::take(&path, &process, &command)?;
         let mut db = files::connect(&path)?;
-        migrate::to_newest(&mut db, &path)?;
+        let checked = migrate::to_newest(&mut db, &path)?;
         let boot = clock
             .boot_id()
             .map_or_else(|| process.clone(), |BootId(id)| id);
         let time = files::unusable(&path, "start", time::begin(&db, clock, &vault))?;
         let numbers = files::unusable(&path, "start", Numbers::read(&db))?;
+        let (findings, look) = match checked {
+            Checked::Whole => (Findings::whole(), None),
+            Checked::Later => {
+                let findings = Arc::new(Findings::default());
+                let look = Look::start(files::connect_reader(&path)?, findings.clone());
+                let look = look.map_err(|source| no_thread(&path, source))?;
+                (findings, Some(look))
+            }
+        };
         let commits = Arc::new(AtomicU64::new(0));
         let reader = Reader::start(
             files::connect_reader(&path)?,
@@ -238,6 +255,7 @@ impl SqliteQueue {
             numbers,
             commits: commits.clone(),
             patience,
+            findings: findings.clone(),
             lock,
         };
         let service = Service::start(writer, reader).map_err(|source| no_thread(&path, source))?;
@@ -247,6 +265,8 @@ impl SqliteQueue {
             time,
             closed: AtomicBool::new(false),
             commits,
+            findings,
+            look,
         })
     }
 
@@ -271,6 +291,8 @@ impl SqliteQueue {
             time,
             closed: AtomicBool::new(false),
             commits: Arc::default(),
+            findings: Findings::whole(),
+            look: None,
         })
     }
 
@@ -319,7 +341,7 @@ impl SqliteQueue {
         if self.closed.load(Ordering::Acquire) {
             Err(QueueError::Closed)
         } else {
-            Ok(())
+            self.findings.tell(&self.path)
         }
     }
 }
@@ -649,6 +671,9 @@ impl Queue for SqliteQueue {
 
     async fn close(&self) -> Result<(), QueueError> {
         self.closed.store(true, Ordering::Release);
+        if let Some(look) = &self.look {
+            look.end();
+        }
         self.service.close().await
     }
 

@@ -218,8 +218,39 @@ async fn every_hot_statement_has_its_index() {
             "media_waking",
         ),
         (
-            "SELECT rowid FROM chunk INDEXED BY chunk_ready WHERE state = 'ready' AND not_before <= ?1 AND media_id = ?2 ORDER BY number LIMIT 1",
+            "SELECT rowid, media_id FROM chunk INDEXED BY chunk_ready WHERE state = 'ready' AND not_before <= ?1 AND media_id = \
+                (SELECT id FROM media INDEXED BY media_to_send WHERE due = 1 AND state = 'transferring' \
+                ORDER BY priority DESC, position, id LIMIT 1) ORDER BY number LIMIT 1",
             "chunk_ready",
+        ),
+        (
+            "SELECT length, lease_round FROM chunk WHERE media_id = ?1 AND number = ?2 AND lease_token = ?3",
+            "sqlite_autoindex_chunk_1",
+        ),
+        (
+            "UPDATE chunk SET state = 'sent' WHERE media_id = ?1 AND number = ?2",
+            "sqlite_autoindex_chunk_1",
+        ),
+        (
+            "SELECT number, crc64nvme FROM chunk WHERE media_id = ?1 ORDER BY number",
+            "sqlite_autoindex_chunk_1",
+        ),
+        ("DELETE FROM chunk WHERE media_id = ?1", "INDEX"),
+        (
+            "UPDATE media SET state = 'registering' WHERE id = ?1",
+            "INTEGER PRIMARY KEY",
+        ),
+        (
+            "SELECT body FROM receipt WHERE media_id = ?1",
+            "sqlite_autoindex_receipt_1",
+        ),
+        (
+            "SELECT name FROM media WHERE id > ?1 ORDER BY id LIMIT ?2",
+            "INTEGER PRIMARY KEY",
+        ),
+        (
+            "SELECT value FROM memory WHERE key = ?1",
+            "sqlite_autoindex_memory_1",
         ),
         (
             "SELECT min(not_before) FROM chunk INDEXED BY chunk_waking WHERE media_id = ?1 AND state = 'ready'",
@@ -567,4 +598,74 @@ async fn what_is_patient_shares_the_next_flush() {
     let (renewed, closed) = tokio::join!(renewal, queue.close());
     renewed.unwrap();
     closed.unwrap();
+}
+
+#[tokio::test]
+async fn a_look_beside_the_work_finds_what_is_damaged() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("queue.db");
+    let queue = open(dir.path());
+    let clips = (0..500).map(|number| clip(&format!("clip-{number}"), 1));
+    queue.add(clips.collect()).await.unwrap();
+    queue.close().await.unwrap();
+
+    let findings = Arc::new(Findings::default());
+    let look = Look::start(files::connect_reader(&path).unwrap(), findings.clone()).unwrap();
+    while !findings.are_good() {
+        std::thread::yield_now();
+    }
+    look.end();
+    findings.tell(&path).unwrap();
+
+    // A page in the middle is overwritten.
+    let mut bytes = std::fs::read(&path).unwrap();
+    let middle = bytes.len() / 2 / 4096 * 4096;
+    bytes[middle..middle + 4096].fill(0xa5);
+    std::fs::write(&path, bytes).unwrap();
+    let findings = Arc::new(Findings::default());
+    let mut queue = open(dir.path());
+    queue.look =
+        Some(Look::start(files::connect_reader(&path).unwrap(), findings.clone()).unwrap());
+    queue.findings = findings.clone();
+    while findings.tell(&path).is_ok() {
+        std::thread::yield_now();
+    }
+    let error = queue.status().await.unwrap_err();
+    assert!(error.to_string().contains("damaged"), "{error}");
+    assert!(!findings.are_good());
+    queue.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_look_that_was_not_finished_is_made_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("queue.db");
+    open(dir.path()).close().await.unwrap();
+    let clean = || {
+        let db = files::connect_reader(&path).unwrap();
+        db.query_row("SELECT clean FROM store", [], |row| row.get::<_, bool>(0))
+            .unwrap()
+    };
+    assert!(clean());
+    let lock = LockFile::take(&path, "run-2", "test").unwrap();
+    let db = files::connect(&path).unwrap();
+    let time = StoreTime::foreign(Arc::new(ManualClock::new(WallTime(1_800_000_000_000))));
+    let numbers = Numbers::read(&db).unwrap();
+    let writer = Writer {
+        db,
+        time,
+        boot: "boot".to_owned(),
+        vault: vault(),
+        numbers,
+        commits: Arc::default(),
+        patience: Duration::ZERO,
+        findings: Arc::default(),
+        lock,
+    };
+    let (close, inbox) = std::sync::mpsc::channel();
+    let (reply, closed) = tokio::sync::oneshot::channel();
+    close.send(writer::Message::Close(reply)).unwrap();
+    writer.run(&inbox);
+    closed.await.unwrap().unwrap();
+    assert!(!clean(), "nobody knows whether it is whole");
 }

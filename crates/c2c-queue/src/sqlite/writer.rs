@@ -17,6 +17,7 @@ use tokio::sync::oneshot;
 use crate::error::QueueError;
 use crate::vault::Vault;
 
+use super::check::Findings;
 use super::files::LockFile;
 use super::time::StoreTime;
 use super::{Done, Fault, Numbers, Tx};
@@ -146,6 +147,7 @@ pub(super) struct Writer {
     pub(super) numbers: Numbers,
     pub(super) commits: Arc<AtomicU64>,
     pub(super) patience: Duration,
+    pub(super) findings: Arc<Findings>,
     pub(super) lock: LockFile,
 }
 
@@ -284,13 +286,14 @@ impl Writer {
             db,
             time,
             numbers,
+            findings,
             lock,
             ..
         } = self;
         let mark = || -> Done<()> {
             db.execute_batch("BEGIN IMMEDIATE")?;
             time.persist(&db, &numbers)?;
-            db.execute("UPDATE store SET clean = 1", [])?;
+            db.execute("UPDATE store SET clean = ?", [findings.are_good()])?;
             db.execute_batch("COMMIT")?;
             Ok(())
         };
