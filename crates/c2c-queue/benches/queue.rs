@@ -313,10 +313,10 @@ fn start(bencher: Bencher<'_, '_>, length: u64, clean: bool) {
             store.queue = Some(queue);
         });
     if length == 0 {
-        RUNTIME.block_on(async {
-            let store = store.borrow_mut();
-            let lease = claim_chunk(store.queue()).await;
-            store.queue().chunk_sent(&lease, proof()).await.unwrap();
-        });
+        let store = store.borrow_mut();
+        let lease = RUNTIME.block_on(claim_chunk(store.queue()));
+        RUNTIME
+            .block_on(store.queue().chunk_sent(&lease, proof()))
+            .unwrap();
     }
 }
