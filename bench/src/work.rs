@@ -22,6 +22,8 @@ pub(crate) struct Work {
     pub(crate) connections: usize,
     /// A link by its name, and the congestion control on it; loopback without.
     pub(crate) link: Option<(&'static str, &'static str)>,
+    /// The client is killed at half and started again.
+    pub(crate) kill: bool,
     /// What went through in this time counts, instead of the time until all is through.
     pub(crate) limit: Option<Duration>,
 }
@@ -45,6 +47,7 @@ impl Work {
             size: 2048 * MIB,
             connections: 4,
             link: None,
+            kill: false,
             limit: None,
         };
         let stills = Work {
@@ -61,9 +64,17 @@ impl Work {
             limit: Some(Duration::from_secs(seconds)),
             ..loopback
         };
+        let kill = Work {
+            name: "kill",
+            what: "One file of 5 GiB over TLS on loopback: killed (SIGKILL) when half of it had arrived, and the same command again.",
+            size: 5120 * MIB,
+            kill: true,
+            ..loopback
+        };
         vec![
             loopback,
             stills,
+            kill,
             over(
                 "lte-cubic",
                 "LTE, 20 Mbit/s, 60 ms, 0.5 % loss, CUBIC: the first 60 s of a large file.",
@@ -120,7 +131,23 @@ impl Work {
     pub(crate) fn includes(&self, peer: Peer) -> bool {
         match peer {
             Peer::Ours { auto, .. } => auto == self.link.is_some(),
+            // They have nothing to go on from, and no files of their own to keep it in.
+            Peer::Reqwest | Peer::Curl => !self.kill,
             _ => true,
+        }
+    }
+
+    /// A small part of the work, to see that everything runs: the figures are worth nothing.
+    pub(crate) fn quick(self) -> Work {
+        Work {
+            count: self.count.div_ceil(8),
+            size: if self.count == 1 {
+                self.size / 8
+            } else {
+                self.size
+            },
+            limit: self.limit.map(|limit| limit / 8),
+            ..self
         }
     }
 
@@ -134,12 +161,36 @@ impl Work {
         })
     }
 
+    /// Whether there is room for what is missing of the files, and half a gigabyte for everybody else.
+    fn room(&self, dir: &Path, cut: &Path, cuts_wanted: bool) -> Result<(), Failure> {
+        let bytes = self.count * self.size;
+        let mut missing = bytes.saturating_sub(present(dir));
+        if cuts_wanted {
+            missing += bytes.saturating_sub(present(cut));
+        }
+        let space = rustix::fs::statvfs(dir).map_err(|error| Failure::Io {
+            what: "looking for room".into(),
+            source: error.into(),
+        })?;
+        if missing > 0 && space.f_bavail * space.f_frsize < missing + 512 * MIB {
+            return Err(Failure::Room {
+                wanted: missing / MIB,
+                dir: dir.display().to_string(),
+            });
+        }
+        Ok(())
+    }
+
     /// Makes the files, once.
     pub(crate) fn files(&self, under: &Path) -> Result<Files, Failure> {
         let dir = under.join(format!("{}x{}", self.count, self.size));
         let cut = under.join(format!("{}x{}-pieces", self.count, self.size));
+        let cuts_wanted = !self.kill && pieces(self.size) > 1;
         make(&dir)?;
-        make(&cut)?;
+        self.room(&dir, &cut, cuts_wanted)?;
+        if cuts_wanted {
+            make(&cut)?;
+        }
         let io = |source| Failure::Io {
             what: "making the files".into(),
             source,
@@ -152,7 +203,7 @@ impl Work {
             }
             if pieces(self.size) == 1 {
                 cuts.push(path.clone());
-            } else {
+            } else if cuts_wanted {
                 cuts.extend(split(&path, &cut, self.size).map_err(io)?);
             }
             whole.push(path);
@@ -164,6 +215,17 @@ impl Work {
             bytes: self.count * self.size,
         })
     }
+}
+
+/// Bytes of the files in a directory.
+fn present(dir: &Path) -> u64 {
+    fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.metadata().ok())
+        .map(|metadata| metadata.len())
+        .sum()
 }
 
 /// Bytes that look random and are the same each time.

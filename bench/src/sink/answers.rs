@@ -53,6 +53,9 @@ pub(crate) fn to(head: &Head, body: &[u8], sink: &Sink) -> Vec<u8> {
         ("POST", "/v2/devices/heartbeat") => json_answer(&json!({})),
         ("GET", "/health" | "/v2/health") => json_answer(&json!({ "status": "ok" })),
         ("POST", "/v2/devices/assets") => asset(body, sink),
+        ("POST", path) if path.starts_with("/v4/") && path.ends_with("/files/local_upload") => {
+            file(body, sink)
+        }
         (_, path) if path.starts_with("/v2/") || path == "/devices/websocket" => answer(
             "404 Not Found",
             "Content-Type: application/json\r\n",
@@ -68,6 +71,37 @@ fn json_answer(value: &Value) -> Vec<u8> {
         "Content-Type: application/json\r\n",
         &value.to_string(),
     )
+}
+
+/// What Frame.io's own SDK asks for.
+fn file(body: &[u8], sink: &Sink) -> Vec<u8> {
+    let Ok(wanted) = serde_json::from_slice::<Value>(body) else {
+        return answer("400 Bad Request", "", "");
+    };
+    let data = &wanted["data"];
+    let name = data["name"].as_str().unwrap_or_default();
+    let size = data["file_size"].as_u64().unwrap_or(0);
+    let parts = size.div_ceil(CHUNK).max(1);
+    let each = size.div_ceil(parts);
+    let urls: Vec<Value> = (1..=parts)
+        .map(|part| {
+            let size = each.min(size - (part - 1) * each);
+            json!({ "size": size, "url": format!("{}/v4/{name}/{part}", sink.secure) })
+        })
+        .collect();
+    sink.tally.assets.fetch_add(1, Ordering::Relaxed);
+    let id = sink.assets.fetch_add(1, Ordering::Relaxed);
+    json_answer(&json!({
+        "data": {
+            "id": format!("file-{id}"),
+            "name": name,
+            "type": "file",
+            "status": "created",
+            "file_size": size,
+            "media_type": "application/octet-stream",
+            "upload_urls": urls,
+        }
+    }))
 }
 
 fn asset(body: &[u8], sink: &Sink) -> Vec<u8> {

@@ -45,6 +45,7 @@ pub(crate) fn serve(tcp: TcpStream, secure: bool, sink: &Arc<Sink>) {
 
 fn requests(pipe: &mut impl Pipe, sink: &Sink) -> io::Result<()> {
     let mut held = Vec::new();
+    let mut open = None;
     loop {
         let end = loop {
             if let Some(at) = held.windows(4).position(|window| window == b"\r\n\r\n") {
@@ -60,28 +61,23 @@ fn requests(pipe: &mut impl Pipe, sink: &Sink) -> io::Result<()> {
             );
         };
         held.drain(..end + 4);
-        sink.tally.requests.fetch_add(1, Ordering::Relaxed);
+        // Who asks for the counts does not count.
+        if !head.path.starts_with("/_") {
+            open.get_or_insert_with(|| sink.tally.open());
+            sink.tally.requests.fetch_add(1, Ordering::Relaxed);
+        }
         if head.expects_word && head.length > 0 {
             pipe.send(b"HTTP/1.1 100 Continue\r\n\r\n")?;
         }
         let mut body = Vec::new();
         if head.method == "PUT" {
-            let mut left = head.length;
-            let early = left.min(held.len() as u64);
-            held.drain(..early as usize);
-            left -= early;
-            sink.tally.received(early);
-            while left > 0 {
-                let count = pipe.discard(left)?;
-                if count == 0 {
-                    return Ok(());
-                }
-                left -= count;
-                sink.tally.received(count);
+            let (bytes, ended) = drop_body(pipe, &mut held, head.length, sink);
+            sink.tally.parts().ended(head.part(), bytes);
+            ended?;
+            if bytes < head.length {
+                return Ok(());
             }
-            sink.tally
-                .bytes_whole
-                .fetch_add(head.length, Ordering::Relaxed);
+            sink.tally.bytes_whole.fetch_add(bytes, Ordering::Relaxed);
         } else {
             if head.length > MAX_BODY {
                 return Ok(());
@@ -105,6 +101,29 @@ fn requests(pipe: &mut impl Pipe, sink: &Sink) -> io::Result<()> {
             return Ok(());
         }
     }
+}
+
+/// Drops a body of which `held` may be the beginning: how much came, and whether the connection is still one.
+fn drop_body(
+    pipe: &mut impl Pipe,
+    held: &mut Vec<u8>,
+    length: u64,
+    sink: &Sink,
+) -> (u64, io::Result<()>) {
+    let mut bytes = length.min(held.len() as u64);
+    held.drain(..bytes as usize);
+    sink.tally.received(bytes);
+    while bytes < length {
+        match pipe.discard(length - bytes) {
+            Ok(0) => break,
+            Ok(count) => {
+                bytes += count;
+                sink.tally.received(count);
+            }
+            Err(error) => return (bytes, Err(error)),
+        }
+    }
+    (bytes, Ok(()))
 }
 
 struct Plain {

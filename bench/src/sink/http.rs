@@ -46,9 +46,22 @@ impl Head {
 
     /// Whether the query has this key.
     pub(crate) fn has(&self, key: &str) -> bool {
-        self.query
-            .split('&')
-            .any(|pair| pair.split('=').next() == Some(key))
+        self.value(key).is_some()
+    }
+
+    /// What is put there: the same for each try of the same part, whatever else the query says.
+    pub(crate) fn part(&self) -> String {
+        match self.value("partNumber") {
+            Some(number) => format!("{}?{number}", self.path),
+            None => self.path.clone(),
+        }
+    }
+
+    fn value(&self, key: &str) -> Option<&str> {
+        self.query.split('&').find_map(|pair| {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            (name == key).then_some(value)
+        })
     }
 }
 
@@ -76,6 +89,10 @@ mod tests {
             (12, true, false)
         );
         assert!(head.has("partNumber") && head.has("uploadId") && !head.has("part"));
+        assert_eq!(head.part(), "/a/b?2");
+        let other = Head::parse(b"PUT /a/b?uploads&partNumber HTTP/1.1").unwrap();
+        assert!(other.has("uploads"));
+        assert_eq!(other.part(), "/a/b?");
         assert_eq!(Head::parse(b"GET"), None);
         assert_eq!(Head::parse(b"PUT / HTTP/1.1\r\nContent-Length: x"), None);
     }

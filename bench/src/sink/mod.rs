@@ -11,6 +11,7 @@ mod answers;
 mod conn;
 mod http;
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,12 +25,17 @@ use crate::Failure;
 /// What arrived since the counts were taken anew.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Counts {
+    /// Connections on which something was asked, other than for these counts.
     pub(crate) connections: u64,
+    /// Of these, still open.
+    pub(crate) open: u64,
     pub(crate) requests: u64,
     /// Bytes of the bodies of PUTs.
     pub(crate) bytes: u64,
     /// The same, of requests that were complete and answered.
     pub(crate) bytes_whole: u64,
+    /// Bytes that came again: of each part, all but the longest of its bodies.
+    pub(crate) resent: u64,
     /// Seconds from the first to the last of those bytes.
     pub(crate) span: f64,
     /// Media that were registered.
@@ -61,14 +67,61 @@ pub(crate) struct Sink {
 #[derive(Default)]
 struct Tally {
     connections: AtomicU64,
+    open: AtomicU64,
     requests: AtomicU64,
     bytes: AtomicU64,
     bytes_whole: AtomicU64,
     assets: AtomicU64,
+    parts: Mutex<Parts>,
     span: Mutex<Option<(Instant, Instant)>>,
 }
 
+/// What came of each part.
+#[derive(Default)]
+struct Parts(HashMap<String, Bodies>);
+
+/// All bodies of one part.
+#[derive(Clone, Copy, Default)]
+struct Bodies {
+    bytes: u64,
+    longest: u64,
+}
+
+impl Parts {
+    fn ended(&mut self, part: String, bytes: u64) {
+        let bodies = self.0.entry(part).or_default();
+        bodies.bytes += bytes;
+        bodies.longest = bodies.longest.max(bytes);
+    }
+
+    fn resent(&self) -> u64 {
+        self.0
+            .values()
+            .map(|bodies| bodies.bytes - bodies.longest)
+            .sum()
+    }
+}
+
+/// A connection that counts as open while this lives.
+struct Open<'a>(&'a Tally);
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Tally {
+    fn open(&self) -> Open<'_> {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        self.open.fetch_add(1, Ordering::Relaxed);
+        Open(self)
+    }
+
+    fn parts(&self) -> MutexGuard<'_, Parts> {
+        self.parts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn span(&self) -> MutexGuard<'_, Option<(Instant, Instant)>> {
         self.span.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -84,9 +137,11 @@ impl Tally {
         let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
         Counts {
             connections: get(&self.connections),
+            open: get(&self.open),
             requests: get(&self.requests),
             bytes: get(&self.bytes),
             bytes_whole: get(&self.bytes_whole),
+            resent: self.parts().resent(),
             span: self
                 .span()
                 .map_or(0.0, |(first, last)| (last - first).as_secs_f64()),
@@ -104,6 +159,8 @@ impl Tally {
         ] {
             count.store(0, Ordering::Relaxed);
         }
+        // What is open stays open.
+        *self.parts() = Parts::default();
         *self.span() = None;
     }
 }
@@ -157,7 +214,6 @@ pub(crate) fn serve(address: IpAddr, dir: &Path) -> Result<(), Failure> {
 
 fn accept(listener: &TcpListener, secure: bool, sink: &Arc<Sink>) {
     for tcp in listener.incoming().flatten() {
-        sink.tally.connections.fetch_add(1, Ordering::Relaxed);
         let sink = sink.clone();
         // A connection that cannot have a thread is closed; the client sees it.
         let _ = std::thread::Builder::new()
@@ -216,4 +272,75 @@ fn certificate(address: IpAddr, dir: &Path) -> Result<Arc<rustls::ServerConfig>,
     config.ignore_client_order = true;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpStream;
+
+    use super::*;
+
+    #[test]
+    fn of_each_part_the_longest_body_is_not_sent_again() {
+        let mut parts = Parts::default();
+        for (part, bytes) in [("a", 10), ("b", 4), ("b", 10), ("b", 3), ("c", 0)] {
+            parts.ended(part.to_owned(), bytes);
+        }
+        assert_eq!(parts.resent(), 7);
+    }
+
+    /// What is served is what clients of all kinds ask for; the counts are of what was sent.
+    #[test]
+    fn a_part_that_breaks_off_is_counted_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let tls = certificate([127, 0, 0, 1].into(), dir.path()).unwrap();
+        let sink = Arc::new(Sink {
+            tally: Tally::default(),
+            assets: AtomicU64::new(1),
+            secure: "https://localhost:1".to_owned(),
+            tls,
+        });
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = sink.clone();
+        // Each in turn, so that one has ended when the next is answered.
+        let serving = std::thread::spawn(move || {
+            for _ in 0..3 {
+                conn::serve(listener.accept().unwrap().0, false, &server);
+            }
+        });
+        let say = |words: &str| {
+            let mut tcp = TcpStream::connect(address).unwrap();
+            tcp.write_all(words.as_bytes()).unwrap();
+            tcp.shutdown(std::net::Shutdown::Write).unwrap();
+            let mut said = String::new();
+            tcp.read_to_string(&mut said).unwrap();
+            said
+        };
+        let broken =
+            say("PUT /b/k?partNumber=1&uploadId=u HTTP/1.1\r\nContent-Length: 9\r\n\r\n1234");
+        assert_eq!(broken, "");
+        let both = say(
+            "PUT /b/k?partNumber=1&uploadId=v HTTP/1.1\r\nContent-Length: 9\r\n\r\n123456789\
+             PUT /b/k?partNumber=2&uploadId=v HTTP/1.1\r\nContent-Length: 2\r\n\r\n12",
+        );
+        assert_eq!(both.matches("HTTP/1.1 200 OK").count(), 2, "{both}");
+        assert!(!both.contains("100 Continue"));
+        let counts = say("GET /_counts HTTP/1.1\r\n\r\n");
+        serving.join().unwrap();
+        let counts: Counts =
+            serde_json::from_str(counts.split("\r\n\r\n").nth(1).unwrap()).unwrap();
+        assert_eq!(
+            (counts.bytes, counts.bytes_whole, counts.resent),
+            (15, 11, 4)
+        );
+        assert_eq!(
+            (counts.connections, counts.open, counts.requests),
+            (2, 0, 3)
+        );
+        sink.tally.reset();
+        let counts = sink.tally.counts();
+        assert_eq!((counts.bytes, counts.resent, counts.connections), (0, 0, 0));
+    }
 }
