@@ -180,7 +180,8 @@ pub(crate) fn transport(_tcp: &TcpStream, _loss_based: bool) -> Option<Transport
     None
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
+#[cfg(target_os = "linux")]
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
