@@ -8,7 +8,7 @@ pub enum Transfers {
     /// As many as the link rewards, beginning with two per core, as the service advises.
     #[default]
     Auto,
-    /// This many; at least one.
+    /// This many send, at least one; as many again may wait for their answers.
     Fixed(usize),
 }
 

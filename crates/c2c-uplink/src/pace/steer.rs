@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use super::concurrency::{Allowance, Bounds, Controller, bounds};
 use super::networks::Memory;
+use super::uptimes::Uptimes;
 use super::{Circumstance, Gauge};
 use crate::engine::Engine;
 use crate::link::LinkState;
@@ -103,11 +104,14 @@ pub(crate) async fn steer(engine: Arc<Engine>) {
     let helm = &engine.helm;
     let bounds = allowed(engine.settings.transfers);
     let start = (engine.settings.transfers.count() as u32).clamp(bounds.min, bounds.max);
+    let begun = Instant::now();
     let mut steered = Steered {
         engine: &engine,
         controller: Controller::new(bounds, start),
         memory: Memory::open(&helm.memory, engine.clock.wall()),
         goodput: None,
+        begun,
+        uptimes: Uptimes::default(),
         key: None,
         fixed: bounds.min == bounds.max,
     };
@@ -115,7 +119,10 @@ pub(crate) async fn steer(engine: Arc<Engine>) {
     let mut network = helm.network.subscribe();
     network.mark_changed();
     let mut link = engine.link.subscribe();
-    let (begun, mut up_since) = (Instant::now(), None::<Instant>);
+    let mut up_since = engine.link.is_online().then_some(begun);
+    if up_since.is_some() {
+        steered.uptimes.up(Duration::ZERO);
+    }
     let (mut remembered, mut sending) = (begun, 0);
     loop {
         tokio::select! {
@@ -123,15 +130,24 @@ pub(crate) async fn steer(engine: Arc<Engine>) {
             Ok(()) = network.changed() => {
                 let key = network.borrow_and_update().clone();
                 steered.enter(key);
-                up_since = None;
+                // Another line has interruptions of its own.
+                steered.uptimes = Uptimes::default();
+                up_since = engine.link.is_online().then(Instant::now);
+                if up_since.is_some() {
+                    steered.uptimes.up(begun.elapsed());
+                }
                 continue;
             }
             Ok(()) = link.changed() => {
                 let online = *link.borrow_and_update() == LinkState::Online;
                 match (online, up_since) {
-                    (true, None) => up_since = Some(Instant::now()),
+                    (true, None) => {
+                        up_since = Some(Instant::now());
+                        steered.uptimes.up(begun.elapsed());
+                    }
                     (false, Some(since)) => {
                         steered.was_up(since.elapsed());
+                        steered.uptimes.down(begun.elapsed());
                         up_since = None;
                     }
                     _ => {}
@@ -160,6 +176,9 @@ struct Steered<'a> {
     memory: Memory,
     /// Bytes per second, a mean that leans on the last ten seconds.
     goodput: Option<f64>,
+    begun: Instant,
+    /// The interruptions of this run, which count for more than what is remembered.
+    uptimes: Uptimes,
     key: Option<String>,
     fixed: bool,
 }
@@ -172,6 +191,9 @@ impl Steered<'_> {
             .idle_transfers
             .load(std::sync::atomic::Ordering::Relaxed);
         let sample = helm.gauge.look(now, sending, waiting);
+        if sample.faults > 0 {
+            self.uptimes.fault(now);
+        }
         // A line that is not filled says nothing of what it can bear.
         if waiting && sending > 0 {
             let rate = sample.acknowledged as f64 / LOOK.as_secs_f64();
@@ -206,11 +228,14 @@ impl Steered<'_> {
     }
 
     fn learn(&self, target: u32) {
+        let seen = self.uptimes.typical(self.begun.elapsed());
         let kept = self.key.as_deref().and_then(|key| self.memory.get(key));
         self.engine.helm.learn(Circumstance {
             goodput: self.goodput.map(|rate| rate as u64),
             transfers: target,
-            up_seconds: kept.and_then(|kept| kept.up_seconds_ema),
+            up_seconds: seen
+                .map(|seen| seen.as_secs_f64())
+                .or_else(|| kept.and_then(|kept| kept.up_seconds_ema)),
         });
     }
 
