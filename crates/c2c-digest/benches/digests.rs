@@ -57,10 +57,10 @@ fn crc64_combine(bencher: Bencher<'_, '_>) {
     bencher.bench_local(|| combine(black_box(0x1234), black_box(0x5678), black_box(25 << 20)));
 }
 
-/// The sets of instructions by number: portable, AVX2, AVX-512, as far as the processor has them.
-fn lanes(bencher: Bencher<'_, '_>, set: usize, streams: usize) {
+/// A set of instructions by its name, if the processor has it.
+fn lanes(bencher: Bencher<'_, '_>, set: &str, streams: usize) {
     let available = Instructions::available();
-    let Some(instructions) = available.get(set) else {
+    let Some(instructions) = available.iter().find(|known| known.to_string() == set) else {
         return;
     };
     let buffers = buffers(streams);
@@ -72,17 +72,27 @@ fn lanes(bencher: Bencher<'_, '_>, set: usize, streams: usize) {
 
 #[divan::bench(args = STREAMS)]
 fn md5_portable(bencher: Bencher<'_, '_>, streams: usize) {
-    lanes(bencher, 0, streams);
+    lanes(bencher, "portable", streams);
+}
+
+#[divan::bench(args = STREAMS)]
+fn md5_sse2(bencher: Bencher<'_, '_>, streams: usize) {
+    lanes(bencher, "SSE2", streams);
+}
+
+#[divan::bench(args = STREAMS)]
+fn md5_neon(bencher: Bencher<'_, '_>, streams: usize) {
+    lanes(bencher, "NEON", streams);
 }
 
 #[divan::bench(args = STREAMS)]
 fn md5_avx2(bencher: Bencher<'_, '_>, streams: usize) {
-    lanes(bencher, 1, streams);
+    lanes(bencher, "AVX2", streams);
 }
 
 #[divan::bench(args = STREAMS)]
 fn md5_avx512(bencher: Bencher<'_, '_>, streams: usize) {
-    lanes(bencher, 2, streams);
+    lanes(bencher, "AVX-512", streams);
 }
 
 /// The whole service: streams fed in turn by one task, begun and finished, 4 MiB each.
