@@ -354,6 +354,45 @@ async fn a_file_that_cannot_be_added_stops_nothing_from_being_said() {
     );
 }
 
+/// More files than are in memory at once, and more than a command line may hold.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_of_files_is_added_as_one() {
+    let place = Place::new();
+    let names: Vec<String> = (0..2_500)
+        .map(|number| format!("still-{number}.jpg"))
+        .collect();
+    for name in &names {
+        place.file(name, 1);
+    }
+    let list = place.file("list", 0);
+    std::fs::write(&list, names.join("\n") + "\nmissing.jpg\n").unwrap();
+    let ended = place.run(&["add", "--files-from", "list"]).await.exits(1);
+    assert!(ended.err.contains("missing.jpg"), "{}", ended.err);
+    let status = async || place.run(&["status", "--json"]).await.exits(0).document();
+    let queued = |status: &serde_json::Value| status["queue"]["states"]["queued"]["media"].clone();
+    assert!(queued(&status().await).is_null(), "none of them is there");
+
+    std::fs::write(&list, names.join("\0")).unwrap();
+    let ended = place
+        .run(&["add", "list", "--files-from", "list"])
+        .await
+        .exits(0);
+    assert!(ended.out.contains("2501 files added"), "{}", ended.out);
+    assert_eq!(queued(&status().await), 2_501);
+    let ended = place.run(&["add", "--files-from", "list"]).await.exits(0);
+    assert!(ended.out.contains("0 files added"), "{}", ended.out);
+    assert!(
+        ended.err.contains("2480 more files") && ended.err.lines().count() < 30,
+        "{}",
+        ended.err
+    );
+    let ended = place
+        .run(&["add", "--files-from", "nowhere"])
+        .await
+        .exits(2);
+    assert!(ended.err.contains("nowhere"), "{}", ended.err);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn pair_add_upload_and_look_at_it_without_a_secret_in_any_output() {
     let simulator = simulator().await;
