@@ -13,7 +13,6 @@
 //! The crate knows no HTTP, no retry policy and starts no tasks. Callers decide the [`Verdict`]
 //! that follows a fault; the queue applies it.
 
-mod checksum;
 mod clock;
 #[cfg(feature = "conformance")]
 pub mod conformance;

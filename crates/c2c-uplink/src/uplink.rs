@@ -567,7 +567,6 @@ impl UplinkBuilder {
         let process = format!("{}-{}", std::process::id(), uuid_like());
         let store_clock = clock.clone();
         let queue_process = process.clone();
-        let networks = state_dir.join("networks.json");
         let opened = tokio::task::spawn_blocking(move || {
             let vault = match key {
                 Some(vault) => vault,
@@ -644,7 +643,7 @@ impl UplinkBuilder {
             wary: Wary::default(),
             digests: Digests::new(DIGEST_BACKLOG),
             pacer,
-            helm: Helm::new(networks),
+            helm: Helm::new(),
             idle_transfers: AtomicBool::new(true),
             events,
             wake: Notify::new(),

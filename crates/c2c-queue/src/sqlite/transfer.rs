@@ -2,7 +2,6 @@
 
 use rusqlite::{OptionalExtension, params};
 
-use crate::checksum;
 use crate::clock::WallTime;
 use crate::error::QueueError;
 use crate::history::{Event, Operation};
@@ -112,7 +111,7 @@ fn receipt(tx: &Tx<'_>, media: &Media, last: u32, proof: &ChunkProof) -> Done<Re
         };
         whole = whole
             .zip(crc)
-            .map(|(whole, crc)| checksum::combine(whole, crc, length));
+            .map(|(whole, crc)| c2c_digest::combine(whole, crc, length));
         Ok(ReceiptChunk {
             number,
             start: row.get::<_, i64>(1)?.cast_unsigned(),
@@ -144,7 +143,7 @@ fn receipt(tx: &Tx<'_>, media: &Media, last: u32, proof: &ChunkProof) -> Done<Re
         possible_duplicates: media.possible_duplicates,
         bytes_resent: media.bytes_resent,
         chunks,
-        crc64nvme: whole.map(checksum::base64),
+        crc64nvme: whole.map(c2c_digest::to_base64),
         sha256: None,
         unsealed: None,
     })

@@ -1,64 +1,62 @@
 //! Which network this unit is in, and what was learned of those it was in.
 //!
-//! Invariant: nothing here is needed. A file that is missing or damaged costs the time to learn it anew, never more.
+//! Invariant: nothing here is needed. What is missing or damaged costs the time to learn it anew, never more.
 
-use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use c2c_queue::WallTime;
+use c2c_queue::{Queue, WallTime};
 use sha2::{Digest, Sha256};
 
 use super::concurrency::{KeptNetwork, Networks, Settled};
 
-/// What was learned of networks, in a file.
+/// What it is remembered under.
+const KEY: &str = "networks";
+
+/// What was learned of networks, kept in the queue's memory.
 #[derive(Debug)]
 pub(super) struct Memory {
-    path: PathBuf,
+    queue: Arc<dyn Queue>,
     networks: Networks,
 }
 
 impl Memory {
-    pub(super) fn open(path: &Path, now: WallTime) -> Memory {
-        let networks = match std::fs::read(path) {
-            Ok(json) => {
-                let (networks, trouble) = Networks::from_json(&json, seconds(now));
+    pub(super) async fn open(queue: Arc<dyn Queue>, now: WallTime) -> Memory {
+        let networks = match queue.recall(KEY).await {
+            Ok(Some(json)) => {
+                let (networks, trouble) = Networks::from_json(json.as_bytes(), seconds(now));
                 if let Some(trouble) = trouble {
                     tracing::info!("{trouble}");
                 }
                 networks
             }
-            Err(_) => Networks::default(),
+            Ok(None) => Networks::default(),
+            Err(error) => {
+                tracing::debug!("what was learned of networks cannot be read: {error}");
+                Networks::default()
+            }
         };
-        Memory {
-            path: path.to_owned(),
-            networks,
-        }
+        Memory { queue, networks }
     }
 
     pub(super) fn get(&self, key: &str) -> Option<&KeptNetwork> {
         self.networks.get(key)
     }
 
-    pub(super) fn remember(&mut self, key: &str, settled: Settled, now: WallTime) {
+    pub(super) async fn remember(&mut self, key: &str, settled: Settled, now: WallTime) {
         self.networks.remember(key, settled, seconds(now));
-        self.store();
+        self.store().await;
     }
 
-    pub(super) fn was_up(&mut self, key: &str, up: f64, now: WallTime) {
+    pub(super) async fn was_up(&mut self, key: &str, up: f64, now: WallTime) {
         self.networks.was_up(key, up, seconds(now));
-        self.store();
+        self.store().await;
     }
 
-    fn store(&self) {
-        let written = self
-            .networks
-            .to_json()
-            .map_err(std::io::Error::other)
-            .and_then(|json| {
-                let fresh = self.path.with_extension("new");
-                std::fs::write(&fresh, json)?;
-                std::fs::rename(&fresh, &self.path)
-            });
-        if let Err(error) = written {
+    async fn store(&self) {
+        let Ok(json) = self.networks.to_json().map(String::from_utf8) else {
+            return;
+        };
+        if let Err(error) = self.queue.remember(KEY, json.ok()).await {
             tracing::debug!("what was learned of this network is not stored: {error}");
         }
     }
@@ -87,27 +85,43 @@ pub(crate) fn network_key<'a>(gateways: impl IntoIterator<Item = &'a str>) -> Op
 
 #[cfg(test)]
 mod tests {
+    use c2c_queue::{KeyStore, SqliteOptions, SqliteQueue, Vault};
+
     use super::*;
 
     const NOW: WallTime = WallTime(1_800_000_000_000);
 
-    #[test]
-    fn what_was_learned_is_there_again() {
+    #[tokio::test]
+    async fn what_was_learned_is_there_again() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("networks.json");
+        let open = || {
+            let queue = SqliteQueue::open(SqliteOptions {
+                path: dir.path().join("queue.db"),
+                clock: Arc::new(c2c_queue::SystemClock),
+                vault: Vault::stored(KeyStore::File, dir.path()).unwrap(),
+                process: "test".into(),
+                command: "test".into(),
+                patience: std::time::Duration::ZERO,
+            });
+            Arc::new(queue.unwrap()) as Arc<dyn Queue>
+        };
         let settled = Settled {
             transfers: 3,
             goodput: 2_000_000,
         };
-        let mut memory = Memory::open(&path, NOW);
-        memory.remember("home", settled, NOW);
-        memory.was_up("home", 40.0, NOW);
-        let again = Memory::open(&path, NOW);
+        let queue = open();
+        let mut memory = Memory::open(queue.clone(), NOW).await;
+        memory.remember("home", settled, NOW).await;
+        memory.was_up("home", 40.0, NOW).await;
+        queue.close().await.unwrap();
+        drop((memory, queue));
+        let queue = open();
+        let again = Memory::open(queue.clone(), NOW).await;
         let home = again.get("home").unwrap();
         assert_eq!(home.settled, Some(settled));
         assert!(home.up_seconds_ema.is_some());
-        std::fs::write(&path, b"{ damaged").unwrap();
-        assert!(Memory::open(&path, NOW).get("home").is_none());
+        queue.remember(KEY, Some("{ damaged".into())).await.unwrap();
+        assert!(Memory::open(queue, NOW).await.get("home").is_none());
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! Keeps the number of transfers where the controller wants it, and remembers what suits the network.
 
-use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -44,19 +43,16 @@ pub(crate) struct Helm {
     /// The service refused a number of parts that we chose.
     pub(crate) parts_refused: AtomicBool,
     circumstance: Mutex<Circumstance>,
-    memory: PathBuf,
 }
 
 impl Helm {
-    /// `memory` is the file for what is learned of networks.
-    pub(crate) fn new(memory: PathBuf) -> Helm {
+    pub(crate) fn new() -> Helm {
         Helm {
             gauge: Arc::default(),
             steering: watch::Sender::default(),
             network: watch::Sender::default(),
             parts_refused: AtomicBool::new(false),
             circumstance: Mutex::default(),
-            memory,
         }
     }
 
@@ -108,7 +104,7 @@ pub(crate) async fn steer(engine: Arc<Engine>) {
     let mut steered = Steered {
         engine: &engine,
         controller: Controller::new(bounds, start),
-        memory: Memory::open(&helm.memory, engine.clock.wall()),
+        memory: Memory::open(engine.queue.clone(), engine.clock.wall()).await,
         goodput: None,
         begun,
         uptimes: Uptimes::default(),
@@ -129,7 +125,7 @@ pub(crate) async fn steer(engine: Arc<Engine>) {
             _ = engine.stop.cancelled() => break,
             Ok(()) = network.changed() => {
                 let key = network.borrow_and_update().clone();
-                steered.enter(key);
+                steered.enter(key).await;
                 // Another line has interruptions of its own.
                 steered.uptimes = Uptimes::default();
                 up_since = engine.link.is_online().then(Instant::now);
@@ -146,7 +142,7 @@ pub(crate) async fn steer(engine: Arc<Engine>) {
                         steered.uptimes.up(begun.elapsed());
                     }
                     (false, Some(since)) => {
-                        steered.was_up(since.elapsed());
+                        steered.was_up(since.elapsed()).await;
                         steered.uptimes.down(begun.elapsed());
                         up_since = None;
                     }
@@ -164,10 +160,10 @@ pub(crate) async fn steer(engine: Arc<Engine>) {
         steered.look(begun.elapsed(), before.min(sending));
         if remembered.elapsed() >= REMEMBER {
             remembered = Instant::now();
-            steered.remember();
+            steered.remember().await;
         }
     }
-    steered.remember();
+    steered.remember().await;
 }
 
 struct Steered<'a> {
@@ -240,8 +236,8 @@ impl Steered<'_> {
     }
 
     /// Another network, perhaps one that is known.
-    fn enter(&mut self, key: Option<String>) {
-        self.remember();
+    async fn enter(&mut self, key: Option<String>) {
+        self.remember().await;
         self.engine.helm.gauge.network_changed();
         self.goodput = None;
         let known = key.as_deref().and_then(|key| self.memory.get(key)?.settled);
@@ -258,16 +254,17 @@ impl Steered<'_> {
         self.learn(target);
     }
 
-    fn was_up(&mut self, up: Duration) {
+    async fn was_up(&mut self, up: Duration) {
         if let Some(key) = &self.key {
             let now = self.engine.clock.wall();
-            self.memory.was_up(key, up.as_secs_f64(), now);
+            self.memory.was_up(key, up.as_secs_f64(), now).await;
         }
     }
 
-    fn remember(&mut self) {
+    async fn remember(&mut self) {
         if let (Some(key), Some(settled)) = (&self.key, self.controller.settled()) {
-            self.memory.remember(key, settled, self.engine.clock.wall());
+            let now = self.engine.clock.wall();
+            self.memory.remember(key, settled, now).await;
         }
     }
 }

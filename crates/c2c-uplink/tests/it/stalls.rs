@@ -144,3 +144,24 @@ async fn a_late_answer_is_waited_for() {
     assert_eq!(fault_codes(&uplink, id).await, [""; 0]);
     uplink.shutdown().await.unwrap();
 }
+
+/// A limit in bytes per second is no stall, however long a chunk takes for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_person_slows_down_is_not_given_up() {
+    let bench = Bench::paced(Simulator::builder(), 200.0).await;
+    let builder = bench
+        .uplink()
+        .limit_rate(100_000)
+        .attempt_limit(Duration::from_secs(1))
+        .stall(Duration::from_secs(36_000));
+    let uplink = bench.working_as(builder).await;
+    // Two seconds there are 400 s to the uplink, and 200 kB get 64 s at the rate of the slowest line.
+    let file = bench.file("clip.mov", 200_000, 1);
+    let id = uplink.add([&file]).await.unwrap()[0].id;
+    idle(&uplink).await;
+    bench.assert_delivered("clip.mov", &file).await;
+    let receipt = uplink.receipt(id).await.unwrap().unwrap();
+    assert_eq!(receipt.bytes_resent, 0);
+    assert_eq!(bench.requests(EndpointName::PutChunk).len(), 1);
+    uplink.shutdown().await.unwrap();
+}
