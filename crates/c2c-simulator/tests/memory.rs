@@ -10,7 +10,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use client::{MIB, Rig, split};
+use client::{MIB, Rig, soon, split};
 use http_body::{Body, Frame, SizeHint};
 use hyper_util::rt::TokioIo;
 use serde_json::json;
@@ -85,7 +85,7 @@ async fn a_gigabyte_takes_no_more_memory_than_a_megabyte() {
     for url in &small {
         assert_eq!(put(&rig, url, &piece, 5 * MIB).await, 200);
     }
-    rig.simulator.admin().wait_for_delivered(1).await;
+    soon(rig.simulator.admin().wait_for_delivered(1)).await;
 
     let before = kilobytes("VmRSS:");
     let big = rig
@@ -94,10 +94,7 @@ async fn a_gigabyte_takes_no_more_memory_than_a_megabyte() {
     for url in &big {
         assert_eq!(put(&rig, url, &piece, 512 * MIB).await, 200);
     }
-    let delivered = rig
-        .simulator
-        .admin()
-        .wait_for_delivered(2)
+    let delivered = soon(rig.simulator.admin().wait_for_delivered(2))
         .await
         .pop()
         .unwrap();

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use c2c_simulator::{BodyKind, Effect, EndpointName, Fault, Simulator};
 use rustix::process::Signal;
-use support::{Place, service};
+use support::{Place, service, soon};
 
 const CHUNK: u64 = 64 << 10;
 
@@ -218,7 +218,7 @@ async fn no_secret_is_in_anything_that_the_program_writes() {
     traces.said(&place.run(&["pair"]).await.exits(0));
     traces.said(&place.run(&["upload"]).await.exits(0));
     traces.left(&place.state(), "at the end");
-    assert_eq!(admin.wait_for_delivered(2).await.len(), 2);
+    assert_eq!(soon(admin.wait_for_delivered(2)).await.len(), 2);
 
     let secrets = wanted(&simulator);
     // Two pairings, a refresh and thirteen chunks are behind it.

@@ -21,6 +21,13 @@ pub(crate) const MIB: u64 = 1 << 20;
 pub(crate) const START: u64 = 1_700_000_000;
 pub(crate) const UNIT: &str = "CAM-000123";
 
+/// Waits for what must happen: a hang is a failure with a name.
+pub(crate) async fn soon<T>(waiting: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(120), waiting)
+        .await
+        .unwrap()
+}
+
 pub(crate) struct Reply {
     pub(crate) status: u16,
     pub(crate) headers: http::HeaderMap,

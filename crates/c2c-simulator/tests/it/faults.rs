@@ -7,7 +7,7 @@ use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::client::{MIB, Rig, detailed, exchange, md5, noise, split};
+use crate::client::{MIB, Rig, detailed, exchange, md5, noise, soon, split};
 
 const ME: EndpointName = EndpointName::Me;
 const PUT: EndpointName = EndpointName::PutChunk;
@@ -23,14 +23,13 @@ fn status(status: u16, body: BodyKind) -> Effect {
 async fn last_outcome(rig: &Rig) -> Outcome {
     let admin = rig.simulator.admin();
     let settled = |outcome| !matches!(outcome, Outcome::Open | Outcome::Stalled);
-    admin
-        .wait_until(|snapshot| {
-            snapshot
-                .requests()
-                .back()
-                .is_some_and(|entry| settled(entry.outcome))
-        })
-        .await;
+    soon(admin.wait_until(|snapshot| {
+        snapshot
+            .requests()
+            .back()
+            .is_some_and(|entry| settled(entry.outcome))
+    }))
+    .await;
     admin.requests().pop().unwrap().outcome
 }
 
@@ -162,7 +161,7 @@ async fn a_fault_finds_its_part_of_its_asset() {
             }
         }
     }
-    admin.wait_for_delivered(2).await;
+    soon(admin.wait_for_delivered(2)).await;
     assert_eq!(admin.faults()[0].hits, 1);
     admin.add_fault(Fault::new(
         Target::endpoint(EndpointName::CreateAsset).asset("c.mov"),
@@ -210,7 +209,7 @@ async fn cut_before_the_answer_takes_effect_and_dropping_does_not() {
         (last_outcome(&rig).await, admin.assets()[0].parts[0].puts),
         (Outcome::Cut, 1)
     );
-    admin.wait_for_delivered(1).await;
+    soon(admin.wait_for_delivered(1)).await;
 
     // The lost answer of a refresh: the old token is spent, the new one unknown.
     admin.add_fault(Fault::new(EndpointName::Refresh, Effect::CutBeforeAnswer).once());
@@ -251,9 +250,7 @@ async fn cut_in_the_middle_of_a_body() {
     assert_eq!(last_outcome(&rig).await, Outcome::Cut);
     let received = admin.requests().last().unwrap().received;
     assert!((MIB..2 * MIB).contains(&received), "{received}");
-    admin
-        .wait_until(|snapshot| snapshot.stats().uploads_open == 0)
-        .await;
+    soon(admin.wait_until(|snapshot| snapshot.stats().uploads_open == 0)).await;
     assert_eq!(
         std::fs::read_dir(rig.simulator.root().join("incoming"))
             .unwrap()
@@ -296,7 +293,7 @@ async fn a_stall_ends_when_it_is_lifted_or_the_client_leaves() {
     let fault = Fault::new(PUT, Effect::Stall { after_bytes: MIB });
     admin.add_fault(fault.clone());
     let lifting = async {
-        admin.wait_until(stalled).await;
+        soon(admin.wait_until(stalled)).await;
         let entry = admin.requests().pop().unwrap();
         assert!(
             (MIB..2 * MIB).contains(&entry.received),
@@ -326,9 +323,7 @@ async fn a_stall_ends_when_it_is_lifted_or_the_client_leaves() {
     };
     leaving.await;
     assert_eq!(last_outcome(&rig).await, Outcome::Gone);
-    admin
-        .wait_until(|snapshot| snapshot.stats().uploads_open == 0)
-        .await;
+    soon(admin.wait_until(|snapshot| snapshot.stats().uploads_open == 0)).await;
 
     admin.add_fault(Fault::new(ME, Effect::Stall { after_bytes: 0 }));
     tokio::select! {
@@ -346,9 +341,7 @@ async fn a_stall_ends_when_it_is_lifted_or_the_client_leaves() {
     }
     admin.clear_faults();
     assert_eq!(last_outcome(&rig).await, Outcome::Gone);
-    admin
-        .wait_until(|snapshot| snapshot.stats().uploads_open == 0)
-        .await;
+    soon(admin.wait_until(|snapshot| snapshot.stats().uploads_open == 0)).await;
 }
 
 #[tokio::test]
@@ -359,14 +352,13 @@ async fn a_delay_is_one_of_the_simulated_clock() {
     admin.add_fault(Fault::new(ME, Effect::Delay(Duration::from_secs(3_600))));
     admin.add_fault(Fault::new(ME, status(503, BodyKind::Empty)));
     let moving = async {
-        admin
-            .wait_until(|snapshot| {
-                snapshot
-                    .requests()
-                    .back()
-                    .is_some_and(|entry| entry.faults.len() == 2)
-            })
-            .await;
+        soon(admin.wait_until(|snapshot| {
+            snapshot
+                .requests()
+                .back()
+                .is_some_and(|entry| entry.faults.len() == 2)
+        }))
+        .await;
         assert_eq!(admin.requests().last().unwrap().outcome, Outcome::Open);
         rig.clock.advance(Duration::from_secs(3_600));
     };

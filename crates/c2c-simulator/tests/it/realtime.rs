@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::client::{MIB, Reply, Rig, noise};
+use crate::client::{MIB, Reply, Rig, noise, soon};
 
 async fn create(rig: &Rig, token: &str, more: &Value) -> Reply {
     let mut body =
@@ -81,7 +81,9 @@ async fn numbers_may_be_skipped_and_come_in_any_order() {
         .status,
         200
     );
-    let delivered = rig.simulator.admin().wait_for_delivered(1).await.remove(0);
+    let delivered = soon(rig.simulator.admin().wait_for_delivered(1))
+        .await
+        .remove(0);
     assert_eq!(
         (delivered.name.as_str(), delivered.size),
         ("A001C007.mov", total)

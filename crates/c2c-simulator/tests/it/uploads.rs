@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use sha2::Digest;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::client::{MIB, Rig, UNIT, md5, noise, split};
+use crate::client::{MIB, Rig, UNIT, md5, noise, soon, split};
 
 /// A header set for a part upload of the right kind.
 const GOOD: [(&str, &str); 2] = [
@@ -37,7 +37,9 @@ async fn a_file_arrives_whole_whatever_the_order() {
         assert_eq!(reply.header("etag"), format!("\"{}\"", md5(part)));
         assert!(!reply.header("x-amz-request-id").is_empty());
     }
-    let delivered = rig.simulator.admin().wait_for_delivered(1).await.remove(0);
+    let delivered = soon(rig.simulator.admin().wait_for_delivered(1))
+        .await
+        .remove(0);
     // 22:13 UTC is 15:13 in Denver, one day earlier by the offset.
     let place = format!("delivered/Cloud Devices/2023_11_13/VIDEO/C2C-UPLINK-{UNIT}/A001C003.mov");
     assert_eq!(delivered.path, rig.simulator.root().join(place));
@@ -88,10 +90,7 @@ async fn the_date_folder_follows_the_time_zone() {
         let url = rig.urls(&token, name, 3, &Value::Null).await.remove(0);
         assert_eq!(rig.put(&url, "abc").await.status, 200);
         let count = rig.simulator.admin().assets().len();
-        let path = rig
-            .simulator
-            .admin()
-            .wait_for_delivered(count)
+        let path = soon(rig.simulator.admin().wait_for_delivered(count))
             .await
             .pop()
             .unwrap()
@@ -128,7 +127,7 @@ async fn hostile_names_and_equal_names_find_a_place() {
     for (index, name) in names.iter().enumerate() {
         let url = rig.urls(&token, name, 3, &Value::Null).await.remove(0);
         assert_eq!(rig.put(&url, "abc").await.status, 200);
-        rig.simulator.admin().wait_for_delivered(index + 1).await;
+        soon(rig.simulator.admin().wait_for_delivered(index + 1)).await;
     }
     let folder = rig
         .simulator
@@ -340,7 +339,9 @@ async fn the_last_write_wins_until_the_file_is_joined() {
     assert_eq!(rig.put(&urls[0], first.clone()).await.status, 200);
     assert_eq!(rig.put(&urls[0], first.clone()).await.status, 200);
     assert_eq!(rig.put(&urls[1], second.clone()).await.status, 200);
-    let delivered = rig.simulator.admin().wait_for_delivered(1).await.remove(0);
+    let delivered = soon(rig.simulator.admin().wait_for_delivered(1))
+        .await
+        .remove(0);
     assert!(std::fs::read(&delivered.path).unwrap() == [first.clone(), second].concat());
     let again = rig.put(&urls[0], noise(5 * MIB, 4)).await;
     assert_eq!(again.status, 200);
@@ -454,28 +455,25 @@ async fn a_part_that_breaks_off_leaves_nothing() {
     stream.write_all(head.as_bytes()).await.unwrap();
     stream.write_all(&noise(2 * MIB, 1)).await.unwrap();
     let admin = rig.simulator.admin();
-    admin
-        .wait_until(|snapshot| {
-            snapshot
-                .requests()
-                .back()
-                .is_some_and(|entry| entry.received >= MIB)
-        })
-        .await;
+    soon(admin.wait_until(|snapshot| {
+        snapshot
+            .requests()
+            .back()
+            .is_some_and(|entry| entry.received >= MIB)
+    }))
+    .await;
     drop(stream);
-    admin
-        .wait_until(|snapshot| {
-            snapshot
-                .requests()
-                .back()
-                .is_some_and(|entry| entry.outcome == Outcome::Gone)
-        })
-        .await;
-    admin
-        .wait_until(|snapshot| {
-            snapshot.stats().uploads_open == 0 && snapshot.stats().puts_open == 0
-        })
-        .await;
+    soon(admin.wait_until(|snapshot| {
+        snapshot
+            .requests()
+            .back()
+            .is_some_and(|entry| entry.outcome == Outcome::Gone)
+    }))
+    .await;
+    soon(admin.wait_until(|snapshot| {
+        snapshot.stats().uploads_open == 0 && snapshot.stats().puts_open == 0
+    }))
+    .await;
     assert_eq!(
         std::fs::read_dir(rig.simulator.root().join("incoming"))
             .unwrap()

@@ -9,7 +9,7 @@ use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-use crate::client::Rig;
+use crate::client::{Rig, soon};
 
 type Socket = WebSocketStream<TlsStream<TcpStream>>;
 
@@ -98,9 +98,7 @@ async fn joins_beats_and_hears_of_pauses() {
     );
     rig.clock.advance(Duration::from_secs(60));
     assert!(closed(&mut socket).await);
-    admin
-        .wait_until(|snapshot| snapshot.stats().websockets_open == 0)
-        .await;
+    soon(admin.wait_until(|snapshot| snapshot.stats().websockets_open == 0)).await;
     assert_eq!(admin.devices()[0].websockets, 0);
 }
 

@@ -21,6 +21,11 @@ pub(crate) struct Bench {
 /// The longest that anything here may take on a slow machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
+/// Waits for what must happen: a hang is a failure with a name.
+pub(crate) async fn soon<T>(waiting: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, waiting).await.unwrap()
+}
+
 impl Bench {
     pub(crate) async fn start() -> Bench {
         Bench::with(Simulator::builder().poll_interval(Duration::from_millis(100))).await

@@ -13,7 +13,7 @@ use c2c_uplink::queue::{Hold, MediaState};
 use c2c_uplink::{AddMedia, Event, Standing, Uplink};
 use tokio::sync::broadcast::Receiver;
 
-use crate::bench::{Bench, PATIENCE, media, reaches};
+use crate::bench::{Bench, PATIENCE, media, reaches, soon};
 
 /// Time passes this much at once while something is waited for that takes a moment of the room's time.
 const TICK: Duration = Duration::from_millis(100);
@@ -48,11 +48,13 @@ async fn still_with(
 
 async fn socket_is_open(bench: &Bench, uplink: &Uplink) {
     let open = async {
-        bench
-            .sim
-            .admin()
-            .wait_until(|sim| sim.stats().websockets_open == 1)
-            .await;
+        soon(
+            bench
+                .sim
+                .admin()
+                .wait_until(|sim| sim.stats().websockets_open == 1),
+        )
+        .await;
         while !uplink.has_presence_socket() {
             tokio::task::yield_now().await;
         }
@@ -165,11 +167,13 @@ async fn a_pause_is_heard_at_once() {
     assert_eq!(bench.requests(EndpointName::Websocket).len(), 1);
     bench.assert_no_violations();
     uplink.shutdown().await.unwrap();
-    bench
-        .sim
-        .admin()
-        .wait_until(|sim| sim.stats().websockets_open == 0)
-        .await;
+    soon(
+        bench
+            .sim
+            .admin()
+            .wait_until(|sim| sim.stats().websockets_open == 0),
+    )
+    .await;
 }
 
 /// An hour on one socket: a beat every 15 seconds keeps it, the REST side hears of the unit often enough.
@@ -250,23 +254,28 @@ async fn a_broken_socket_comes_back() {
         "with waits in between: {took:?}"
     );
     assert!(uplink.link() == c2c_uplink::LinkState::Online);
-    // A minute of silence on both sides: the service closes the socket.
-    bench.advance(seconds(61));
-    bench
-        .sim
-        .admin()
-        .wait_until(|sim| sim.stats().websockets_open == 0)
-        .await;
+    // A minute of silence: the service closes the socket. Time stands still for the unit, or it could be back before
+    // anybody saw that it was gone.
+    bench.sim.clock().advance(seconds(61));
+    soon(
+        bench
+            .sim
+            .admin()
+            .wait_until(|sim| sim.stats().websockets_open == 0),
+    )
+    .await;
     bench
         .drive(seconds(1), socket_is_open(&bench, &uplink))
         .await;
     // A pause that began while there was no socket is not missed.
-    bench.advance(seconds(61));
-    bench
-        .sim
-        .admin()
-        .wait_until(|sim| sim.stats().websockets_open == 0)
-        .await;
+    bench.sim.clock().advance(seconds(61));
+    soon(
+        bench
+            .sim
+            .admin()
+            .wait_until(|sim| sim.stats().websockets_open == 0),
+    )
+    .await;
     let mut events = uplink.events();
     bench.sim.admin().pause(0);
     bench.drive(seconds(1), paused(&mut events, true)).await;
@@ -280,11 +289,13 @@ async fn a_dead_token_is_renewed_for_the_socket() {
     uplink.start().await;
     socket_is_open(&bench, &uplink).await;
     bench.sim.clock().advance(seconds(28_801));
-    bench
-        .sim
-        .admin()
-        .wait_until(|sim| sim.stats().websockets_open == 0)
-        .await;
+    soon(
+        bench
+            .sim
+            .admin()
+            .wait_until(|sim| sim.stats().websockets_open == 0),
+    )
+    .await;
     bench
         .drive(seconds(1), socket_is_open(&bench, &uplink))
         .await;
@@ -380,11 +391,13 @@ async fn no_secret_is_logged_by_a_life_with_a_socket() {
     bench.sim.admin().pause(0);
     paused(&mut events, true).await;
     bench.sim.clock().advance(seconds(28_801));
-    bench
-        .sim
-        .admin()
-        .wait_until(|sim| sim.stats().websockets_open == 0)
-        .await;
+    soon(
+        bench
+            .sim
+            .admin()
+            .wait_until(|sim| sim.stats().websockets_open == 0),
+    )
+    .await;
     bench
         .drive(seconds(1), socket_is_open(&bench, &uplink))
         .await;

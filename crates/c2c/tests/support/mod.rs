@@ -32,6 +32,11 @@ pub(crate) const IN_FLIGHT: usize = 2 * TRANSFERS;
 /// A run that takes longer than this hangs.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// Waits for what must happen: a hang is a failure with a name.
+pub(crate) async fn soon<T>(waiting: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, waiting).await.unwrap()
+}
+
 /// A service for tests: approves codes by itself, lets clients poll as they like, and cuts files into small chunks.
 pub(crate) fn service(chunk: u64) -> Builder {
     Simulator::builder()
