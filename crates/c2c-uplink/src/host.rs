@@ -3,6 +3,7 @@
 //! Linux is complete; elsewhere the plain fallbacks know less and the callers poll.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use c2c_queue::{FileFacts, FileId, Volume};
 
@@ -97,7 +98,7 @@ pub(crate) fn keeps_file_ids(path: &Path) -> bool {
 }
 
 /// The volumes that are mounted now.
-pub(crate) fn volumes() -> Vec<Volume> {
+pub(crate) fn volumes() -> Arc<[Volume]> {
     platform::volumes()
 }
 
@@ -124,10 +125,15 @@ pub(crate) fn relocate(
 #[cfg(target_os = "linux")]
 mod platform {
     use std::ffi::OsString;
+    use std::fs::File;
+    use std::io::Read;
     use std::os::unix::ffi::OsStringExt;
     use std::path::{Path, PathBuf};
+    use std::sync::{Arc, Mutex, PoisonError};
+    use std::time::{Duration, Instant};
 
     use c2c_queue::Volume;
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
     /// File systems that hold no media.
     const PSEUDO: [&str; 14] = [
@@ -164,13 +170,54 @@ mod platform {
             .is_ok_and(|stat| LASTING.contains(&(stat.f_type as u64 & 0xffff_ffff)))
     }
 
-    pub(super) fn volumes() -> Vec<Volume> {
-        let Ok(text) = std::fs::read("/proc/self/mountinfo") else {
-            return Vec::new();
-        };
-        text.split(|byte| *byte == b'\n')
+    const MOUNTS: &str = "/proc/self/mountinfo";
+    /// The name that udev gives to a device may come a moment after the mount, of which alone the kernel tells.
+    const FRESH: Duration = Duration::from_secs(1);
+
+    /// What was mounted at the last look.
+    struct Known {
+        /// Tells that something was mounted or unmounted since.
+        mounts: File,
+        at: Instant,
+        volumes: Arc<[Volume]>,
+    }
+
+    static KNOWN: Mutex<Option<Known>> = Mutex::new(None);
+
+    impl Known {
+        fn holds(&self) -> bool {
+            let mut asked = [PollFd::new(&self.mounts, PollFlags::PRI)];
+            let unchanged = poll(&mut asked, Some(&Timespec::default())) == Ok(0);
+            unchanged && self.at.elapsed() < FRESH
+        }
+    }
+
+    /// Each still is looked up among them: so they are read once a second at most, and whenever they change.
+    pub(super) fn volumes() -> Arc<[Volume]> {
+        let known = || KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = known().as_ref().filter(|known| known.holds()) {
+            return known.volumes.clone();
+        }
+        // Without the lock: a network drive that does not answer must not stop those who do not need it.
+        let at = Instant::now();
+        let mut text = Vec::new();
+        let read = File::open(MOUNTS).and_then(|mut mounts| {
+            mounts.read_to_end(&mut text)?;
+            Ok(mounts)
+        });
+        let volumes: Arc<[Volume]> = text
+            .split(|byte| *byte == b'\n')
             .filter_map(volume)
-            .collect()
+            .collect();
+        if let Ok(mounts) = read {
+            let volumes = volumes.clone();
+            *known() = Some(Known {
+                mounts,
+                at,
+                volumes,
+            });
+        }
+        volumes
     }
 
     /// One line of mountinfo: `id parent major:minor root mount-point options [fields] - type source super-options`.
@@ -273,6 +320,7 @@ mod platform {
 #[cfg(not(target_os = "linux"))]
 mod platform {
     use std::path::{Path, PathBuf};
+    use std::sync::Arc;
 
     use c2c_queue::Volume;
 
@@ -282,7 +330,7 @@ mod platform {
     }
 
     /// Where macOS and Windows put volumes; a volume is known by its name there.
-    pub(super) fn volumes() -> Vec<Volume> {
+    pub(super) fn volumes() -> Arc<[Volume]> {
         let volume = |mount_point: PathBuf| Volume {
             id: mount_point.display().to_string(),
             mount_point,

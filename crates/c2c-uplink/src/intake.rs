@@ -192,7 +192,7 @@ impl Names {
 
 /// Where files are. What is found out of a directory holds for the files that are looked at together with it.
 struct Places {
-    mounted: Vec<Volume>,
+    mounted: Arc<[Volume]>,
     directories: HashMap<PathBuf, Directory>,
 }
 

@@ -37,6 +37,8 @@ use crate::transfer::{Airgate, Slots, Wary};
 /// Buffers of a transfer that may wait for their digest: enough for several transfers to be hashed together, few enough for
 /// the memory.
 const DIGEST_BACKLOG: usize = 3;
+/// Milliseconds between two looks whether the queue is idle, at most.
+const LOOKS_APART: u64 = 20;
 
 /// Who this unit is to the service.
 #[derive(Clone, Debug)]
@@ -211,6 +213,12 @@ impl Uplink {
             tokio::select! {
                 _ = settled => {}
                 _ = standing.changed() => {}
+                _ = self.engine.stop.cancelled() => return Err(UplinkError::ShuttingDown),
+            }
+            // A thousand stills are not counted a thousand times: the more there are left, the later the next look.
+            let left = Duration::from_millis(status.active().min(LOOKS_APART));
+            tokio::select! {
+                _ = tokio::time::sleep(left) => {}
                 _ = self.engine.stop.cancelled() => return Err(UplinkError::ShuttingDown),
             }
         }

@@ -1,7 +1,7 @@
 //! The one loop behind `upload` and `demo`: let the uplink work, show it, and say how it ended.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
@@ -297,10 +297,19 @@ fn not_paired(words: &str) -> Failure {
 async fn split(uplink: &Uplink, wanted: &[MediaId]) -> Result<(u64, Vec<Undelivered>), Failure> {
     let mut delivered = 0;
     let mut undelivered = Vec::new();
+    // What was added together has neighbouring ids: most pages hold many that are wanted.
+    let mut page = BTreeMap::new();
+    let mut page_ends = None;
     for id in wanted.iter().copied().collect::<BTreeSet<_>>() {
-        match uplink.queue().media(id).await? {
+        if page_ends.is_none_or(|end| id > end) {
+            let before = MediaId(id.0 - 1);
+            let media = uplink.queue().list(None, Some(before), 500).await?;
+            page_ends = Some(media.last().map_or(id, |last| last.id));
+            page = media.into_iter().map(|media| (media.id, media)).collect();
+        }
+        match page.get(&id) {
             Some(media) if media.state == MediaState::Delivered => delivered += 1,
-            Some(media) => undelivered.push(Undelivered::of(&media)),
+            Some(media) => undelivered.push(Undelivered::of(media)),
             None => undelivered.push(Undelivered {
                 media: id,
                 name: format!("media {id}"),

@@ -71,8 +71,8 @@ pub struct SqliteOptions {
     pub process: String,
     /// The command, to be named to a second program that wants the same queue.
     pub command: String,
-    /// How long reports of what succeeded, and renewals of leases, may wait for other operations to share their flush of the
-    /// disk. All other operations go to the disk at once and take along what waits. A few milliseconds halve the flushes that
+    /// How long reports of what succeeded, renewals of leases and claims of registrations may wait for other operations to
+    /// share their flush of the disk. All other operations go to the disk at once and take along what waits. A few milliseconds halve the flushes that
     /// a small file costs.
     pub patience: Duration,
 }
@@ -385,7 +385,8 @@ impl Queue for SqliteQueue {
         ahead: Option<u64>,
     ) -> Result<Claim<RegistrationClaim>, QueueError> {
         let holder = holder.clone();
-        self.write("check out a registration", move |tx| {
+        // They run ahead of the senders: a moment of company costs nothing.
+        self.write_with(Haste::Patient, "check out a registration", move |tx| {
             claim::registration(tx, &holder, lease, ahead)
         })
         .await
