@@ -447,11 +447,12 @@ mod tests {
         assert!(places.find(&root.join("card/a/none.mov")).is_err());
         assert!(places.find(&root.join("none/a.mov")).is_err());
         // A file may be a place where something is mounted.
-        places.mounted.push(Volume {
+        let bound = Volume {
             id: "bound".to_owned(),
             mount_point: root.join("card/a/clip.mov"),
             removable: false,
-        });
+        };
+        places.mounted = places.mounted.iter().cloned().chain([bound]).collect();
         let (_, directory) = places.find(&root.join("card/a/clip.mov")).unwrap();
         assert_eq!(directory.volume.unwrap().id, "bound");
     }

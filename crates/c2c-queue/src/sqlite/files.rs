@@ -54,8 +54,8 @@ pub(super) fn exists(path: &Path) -> Result<(), QueueError> {
 pub(super) fn connect(path: &Path) -> Result<Db, QueueError> {
     let open = || -> Done<Db> {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let db = Db::open_with_flags(path, flags)?;
-        prepare(&db)?;
+        let mut db = Db::open_with_flags(path, flags)?;
+        prepare(&mut db)?;
         // Before anything is changed: another program's file must stay as it is.
         if let Some(words) = foreign(&db)? {
             return Err(QueueError::Unusable {
@@ -77,8 +77,8 @@ pub(super) fn connect(path: &Path) -> Result<Db, QueueError> {
 pub(super) fn connect_reader(path: &Path) -> Result<Db, QueueError> {
     let open = || -> Done<Db> {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let db = Db::open_with_flags(path, flags)?;
-        prepare(&db)?;
+        let mut db = Db::open_with_flags(path, flags)?;
+        prepare(&mut db)?;
         if let Some(words) = foreign(&db)? {
             return Err(QueueError::Unusable {
                 path: path.to_owned(),
@@ -91,7 +91,9 @@ pub(super) fn connect_reader(path: &Path) -> Result<Db, QueueError> {
     unusable(path, "open its database", open())
 }
 
-fn prepare(db: &Db) -> rusqlite::Result<()> {
+fn prepare(db: &mut Db) -> rusqlite::Result<()> {
+    #[cfg(test)]
+    super::tests::watch(db);
     db.busy_timeout(std::time::Duration::from_secs(10))?;
     db.set_prepared_statement_cache_capacity(128);
     // Otherwise a statement whose values might suit another partial index is prepared anew with each value.
