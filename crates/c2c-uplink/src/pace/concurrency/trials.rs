@@ -215,6 +215,23 @@ fn a_lossy_satellite_asks_for_all() {
     }]);
 }
 
+/// Over a satellite each look takes a quarter of a minute: whoever climbs by looks alone is late.
+#[test]
+fn a_lossy_satellite_is_climbed_at_once() {
+    for chunk in [25.0 * MIB, 5.0 * MIB] {
+        let mut shares = Vec::new();
+        for seed in seeds() {
+            let profile = Profile::new(SATELLITE, true).chunk(chunk).handover();
+            let mut world = World::new(&profile, seed);
+            let first = world.run(120.0, &mut Policy::Controlled(&mut auto()));
+            shares.push(share(first.goodput, SATELLITE));
+        }
+        println!("the first 120 s bring {shares:.0?} % of the line");
+        assert!(shares.iter().all(|share| *share > 50.0));
+        assert!(median(shares) > 55.0);
+    }
+}
+
 #[test]
 fn without_loss_few_are_enough() {
     try_steady(&[
@@ -242,6 +259,20 @@ fn without_loss_few_are_enough() {
                 "policed",
                 Path {
                     queue: 15e3,
+                    ..CLEAN
+                },
+                true,
+            )
+        },
+        // The same far away, where those who seem to starve are believed; there many do bring the most.
+        Steady {
+            transfers: 28.0,
+            soon: 40.0,
+            ..steady(
+                "policed far",
+                Path {
+                    queue: 150e3,
+                    rtt: 0.600,
                     ..CLEAN
                 },
                 true,

@@ -44,6 +44,8 @@ struct Trial {
     to: u32,
     base: Measure,
     since_ms: u64,
+    /// Not a comparison: the way is long, and those who starve need more. See [`LONG_WAY_MS`].
+    faith: bool,
 }
 
 /// The time after a step down, until the rest has taken over.
@@ -207,7 +209,7 @@ impl Controller {
         }
         match self.stage {
             Stage::Staffing { since_ms } => self.staff(ms, since_ms, sample),
-            Stage::Ramp { until_ms } if now < until_ms => {}
+            Stage::Ramp { until_ms } if now < until_ms => self.look_early(ms, until_ms, sample),
             Stage::Ramp { .. } => {
                 self.window = Window::default();
                 self.stage = Stage::Measure;
@@ -254,6 +256,9 @@ impl Controller {
     }
 
     fn window_ms(&self) -> u64 {
+        if self.trial.is_some_and(|trial| trial.faith) {
+            return (FAITH_WINDOW_ROUND_TRIPS * self.srtt_ms) as u64;
+        }
         (WINDOW_ROUND_TRIPS * self.srtt_ms).clamp(WINDOW_MS.0, WINDOW_MS.1) as u64
     }
 
@@ -266,6 +271,9 @@ impl Controller {
     fn ramp_ms(&self, goodput: f64) -> u64 {
         if goodput == 0.0 {
             return (FIRST_RAMP_ROUND_TRIPS * self.srtt_ms).clamp(1000.0, 10_000.0) as u64;
+        }
+        if self.trial.is_some_and(|trial| trial.faith) {
+            return (FAITH_ROUND_TRIPS * self.srtt_ms) as u64;
         }
         let share = goodput * self.srtt_ms / 1000.0 / f64::from(self.target.max(1));
         let doublings = (share / FIRST_WINDOW).max(1.0).log2();

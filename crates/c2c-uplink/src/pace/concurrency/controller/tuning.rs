@@ -37,6 +37,15 @@ pub(super) const FIRST_RAMP_ROUND_TRIPS: f64 = 16.0;
 /// Loss-based flows that lose this share of their packets and leave no queue are short of flows, not of link. LTE loses five times
 /// as much, clean links a tenth of it.
 pub(super) const STARVING_LOSS: f64 = 0.001;
+/// Where a round trip takes longer than this, in ms, those who starve double without a comparison: it would take a quarter of a
+/// minute each time, and on the satellite two minutes were over before a number was reached that fills it.
+pub(super) const LONG_WAY_MS: f64 = 250.0;
+/// What they double by is looked at for this many round trips after they began, to see whether they starve still...
+pub(super) const FAITH_ROUND_TRIPS: f64 = 8.0;
+/// ...and for this many round trips.
+pub(super) const FAITH_WINDOW_ROUND_TRIPS: f64 = 3.0;
+/// More that leave less than this share of the goodput end it.
+pub(super) const FAITH_KEEPS: f64 = 0.6;
 /// A comparison is decided when it is this many standard errors clear of its threshold.
 pub(super) const CLEAR: f64 = 0.7;
 /// The goodput of an unchanged number may vary by this share...

@@ -32,11 +32,58 @@ impl Controller {
                 self.settle_base(measure);
                 self.choose(now, sample.loss_based);
             }
+            Some(trial) if trial.faith => self.keep_faith(now, sample.loss_based, trial, measure),
             Some(trial) if trial.to > trial.from => {
                 self.judge_more(now, sample.loss_based, trial, measure);
             }
             Some(trial) => self.judge_fewer(now, sample.loss_based, trial, measure),
         }
+    }
+
+    /// Whoever starves on a long way gets more without having to prove that it pays, until the link is full. Whether all of
+    /// them are needed is asked later.
+    fn keep_faith(&mut self, now: u64, loss_based: bool, trial: Trial, measure: Measure) {
+        if measure.goodput >= FAITH_KEEPS * trial.base.goodput {
+            self.accept_more(now, loss_based, &trial, measure);
+            let step = self.step_ms();
+            self.down.failed(now, step, 2.0);
+            return;
+        }
+        // It went down: perhaps the link did. From here on it is a comparison like any other.
+        let trial = Trial {
+            faith: false,
+            since_ms: now,
+            ..trial
+        };
+        self.trial = Some(trial);
+        self.window = Window::default();
+        let ramp = self.ramp_ms(trial.base.goodput);
+        self.stage = Stage::Ramp {
+            until_ms: now.saturating_add(ramp),
+        };
+    }
+
+    /// On a long way those who begin need not wait for their first full window to see that they starve.
+    pub(super) fn look_early(&mut self, ms: u64, until_ms: u64, sample: &Sample) {
+        let now = sample.at_ms;
+        let early = until_ms.saturating_sub(now) as f64 <= FAITH_ROUND_TRIPS * self.srtt_ms;
+        if self.base.is_some() || self.trial.is_some() || !self.is_far() || !early {
+            return;
+        }
+        self.window.add(ms, sample, self.block_ms());
+        if (self.window.ms() as f64) < FAITH_WINDOW_ROUND_TRIPS * self.srtt_ms {
+            return;
+        }
+        let measure = std::mem::take(&mut self.window).measure();
+        if let Some(measure) = measure.filter(|measure| self.starving(sample.loss_based, measure)) {
+            self.stage = Stage::Measure;
+            self.base = Some(measure);
+            self.choose(now, sample.loss_based);
+        }
+    }
+
+    fn is_far(&self) -> bool {
+        self.calm_ms.is_some_and(|calm| calm >= LONG_WAY_MS)
     }
 
     fn judge_more(&mut self, now: u64, loss_based: bool, trial: Trial, measure: Measure) {
@@ -281,6 +328,7 @@ impl Controller {
             to,
             base,
             since_ms: now,
+            faith: climbing && self.is_far() && self.starving(loss_based, &base),
         });
         self.go(now, to);
     }
