@@ -11,10 +11,12 @@ mod forward;
 mod netns;
 mod profile;
 mod queue;
+mod stranger;
 mod trial;
 mod tun;
 
 use std::io;
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
@@ -24,6 +26,7 @@ use forward::{Forwarder, Strain};
 use netns::{Namespaces, ip, within};
 pub(crate) use profile::{Profile, UnknownProfile};
 use queue::{Model, Tally};
+pub(crate) use stranger::{Ping, Pinger, Stranger};
 pub(crate) use trial::Trial;
 use tun::Tun;
 
@@ -184,6 +187,35 @@ impl Network {
     /// The namespace of the server, for `ip netns exec`.
     pub(crate) fn far(&self) -> &str {
         &self.namespaces.far
+    }
+
+    /// Makes the far end the default gateway of the near one: the queue of the link lies before the first hop, as where the
+    /// modem is the unit's own and the gateway that of the carrier.
+    ///
+    /// # Errors
+    ///
+    /// When iproute2 refuses.
+    pub(crate) fn gateway(&self) -> Result<(), LinkError> {
+        ip(&[
+            "-n",
+            self.near(),
+            "route",
+            "add",
+            "default",
+            "via",
+            FAR,
+            "dev",
+            DEVICE,
+        ])
+    }
+
+    /// A connection that does not pass the link, between two who are both at the far end.
+    ///
+    /// # Errors
+    ///
+    /// When nobody listens.
+    pub(crate) fn connect_far(&self, address: SocketAddr) -> Result<TcpStream, LinkError> {
+        within(self.far(), || TcpStream::connect(address))
     }
 
     /// The link that is emulated.
