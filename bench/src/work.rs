@@ -23,8 +23,7 @@ pub(crate) struct Work {
     /// A link by its name, and the congestion control on it; loopback without.
     pub(crate) link: Option<(&'static str, &'static str)>,
     pub(crate) kind: Kind,
-    /// The near end has a default gateway, which lies behind the queue of the link.
-    gateway: bool,
+    gateway: Gateway,
     /// What went through in this time counts, instead of the time until all is through.
     pub(crate) limit: Option<Duration>,
 }
@@ -40,6 +39,17 @@ pub(crate) enum Kind {
     Shared,
     /// The same client with more and more to do.
     Growth,
+}
+
+/// Where the client's first hop is on a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Gateway {
+    /// Nowhere: the link is point to point.
+    None,
+    /// At its far end: what waits in its queue waits on the way to the first hop.
+    BehindTheQueue,
+    /// A router before the link: what waits does so behind the first hop.
+    BeforeTheQueue,
 }
 
 /// The files of a work.
@@ -62,7 +72,7 @@ impl Work {
             connections: 4,
             link: None,
             kind: Kind::Through,
-            gateway: false,
+            gateway: Gateway::None,
             limit: None,
         };
         let stills = Work {
@@ -138,7 +148,7 @@ impl Work {
             ),
             Work {
                 kind: Kind::Shared,
-                gateway: true,
+                gateway: Gateway::BehindTheQueue,
                 ..over(
                     "polite",
                     "LTE as in the work before, the gateway behind its queue. After 20 s somebody else on the same line sends over one TCP connection, CUBIC, for 20 s.",
@@ -152,6 +162,17 @@ impl Work {
                 ..over(
                     "polite-direct",
                     "The same without a gateway, as with a modem that is point to point: c2c goes by the round trips of its connections.",
+                    "ltebloat",
+                    "cubic",
+                    80,
+                )
+            },
+            Work {
+                kind: Kind::Shared,
+                gateway: Gateway::BeforeTheQueue,
+                ..over(
+                    "polite-router",
+                    "The same behind a router: it is the first hop, and its queue towards LTE lies behind it.",
                     "ltebloat",
                     "cubic",
                     80,
@@ -181,12 +202,12 @@ impl Work {
     pub(crate) fn includes(&self, peer: Peer) -> bool {
         match (peer, self.kind) {
             (Peer::Ours(Ours::Polite), kind) => kind == Kind::Shared,
-            // Without a gateway nothing is different for it.
-            (Peer::Ours(Ours::Auto), Kind::Shared) => self.gateway,
+            // Wherever the gateway is, nothing is different for these.
+            (Peer::Ours(Ours::Auto), Kind::Shared) => self.gateway == Gateway::BehindTheQueue,
             (Peer::Ours(Ours::Auto), _) => self.link.is_some(),
             (Peer::Ours(Ours::Sixteen), _) => self.name == "big",
             (Peer::Ours(_), _) => self.link.is_none(),
-            (_, Kind::Shared) => peer == Peer::S5cmd && self.gateway,
+            (_, Kind::Shared) => peer == Peer::S5cmd && self.gateway == Gateway::BehindTheQueue,
             // They have nothing to go on from, and no files of their own to keep it in.
             (Peer::Reqwest | Peer::Curl, Kind::Kill) => false,
             // The queue is what counts there, and TCP fills it for all alike.
@@ -213,9 +234,11 @@ impl Work {
         Ok(match self.link {
             None => Place::Loopback,
             Some((profile, congestion)) => {
-                let network = Network::up(&profile.parse::<Profile>()?, congestion)?;
-                if self.gateway {
-                    network.gateway()?;
+                let mut network = Network::up(&profile.parse::<Profile>()?, congestion)?;
+                match self.gateway {
+                    Gateway::None => {}
+                    Gateway::BehindTheQueue => network.gateway()?,
+                    Gateway::BeforeTheQueue => network.router(congestion)?,
                 }
                 Place::Link(Box::new(network))
             }

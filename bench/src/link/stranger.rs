@@ -4,7 +4,7 @@
 //! nothing in the kernel that would still be sent; who asks for the round trip sends so little that it changes nothing.
 
 use std::io::{self, Write};
-use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -14,7 +14,7 @@ use rustix::net::{RecvFlags, recv, sockopt};
 use serde::Serialize;
 
 use super::netns::within;
-use super::{FAR, LinkError, NEAR, Network};
+use super::{FAR, LinkError, Network};
 
 /// Bytes of one write.
 const WRITE: usize = 64 * 1024;
@@ -110,7 +110,7 @@ impl Pinger {
         let echo = within(network.far(), || UdpSocket::bind((FAR, 0)))?;
         let address = within(network.far(), || echo.local_addr())?;
         let own = within(network.near(), || {
-            let socket = UdpSocket::bind((NEAR, 0))?;
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
             socket.connect(address)?;
             Ok(socket)
         })?;
