@@ -1,7 +1,8 @@
 //! How the cost of c2c grows with what there is to do.
 //!
 //! Invariants: of one row of cells only one thing differs; a cell that stands in several rows is measured once in each round;
-//! what waits besides is in the queue before the time is taken, and none of it is sent before the end.
+//! what waits besides is in the queue before the time is taken. Of what waits behind, a few dozen small files are sent while the
+//! last chunks of the large one are on their way: that is how the client works, and in its cost.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -280,7 +281,7 @@ fn run(
     sink.reset()?;
     let bytes = cell.count * cell.size;
     let (cost, words) = if cell.waiting == Waiting::Behind {
-        // It would go on with what waits behind.
+        // It would go on with what waits behind. That is less than a chunk of the file by then, so the file is there.
         task.run_until(|| Ok(sink.counts()?.bytes_whole >= bytes))?
     } else {
         task.run()?
