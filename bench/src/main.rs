@@ -1,8 +1,10 @@
 //! Measures c2c beside other uploaders.
 
+mod growth;
 mod link;
 mod measure;
 mod peer;
+mod polite;
 #[cfg(feature = "reqwest-peer")]
 mod reqwest_peer;
 mod restart;
@@ -57,6 +59,8 @@ pub(crate) enum Failure {
     Tls(rustls::Error),
     #[error("c2c could not be paired: {0}")]
     Pairing(String),
+    #[error("c2c could not be given a long queue: {0}")]
+    Queue(String),
     #[error(transparent)]
     Profile(#[from] link::UnknownProfile),
     #[error(transparent)]

@@ -14,10 +14,7 @@ pub(crate) const PIECE: u64 = 25 << 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Peer {
     /// The whole product: durable queue, registration, progress, receipts.
-    Ours {
-        verify: bool,
-        auto: bool,
-    },
+    Ours(Ours),
     Reqwest,
     Curl,
     S5cmd,
@@ -25,6 +22,21 @@ pub(crate) enum Peer {
     Boto3,
     Crt,
     Frameio,
+}
+
+/// How c2c is set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Ours {
+    /// As many transfers as the others have connections; nothing is verified.
+    Unverified,
+    /// The same, verified.
+    Fixed,
+    /// 16 transfers, verified.
+    Sixteen,
+    /// As it comes.
+    Auto,
+    /// As it comes, but for others on the line.
+    Polite,
 }
 
 /// What there is to upload and where to.
@@ -46,19 +58,12 @@ pub(crate) struct Job<'a> {
 }
 
 impl Peer {
-    pub(crate) const ALL: [Peer; 10] = [
-        Peer::Ours {
-            verify: false,
-            auto: false,
-        },
-        Peer::Ours {
-            verify: true,
-            auto: false,
-        },
-        Peer::Ours {
-            verify: true,
-            auto: true,
-        },
+    pub(crate) const ALL: [Peer; 12] = [
+        Peer::Ours(Ours::Unverified),
+        Peer::Ours(Ours::Fixed),
+        Peer::Ours(Ours::Sixteen),
+        Peer::Ours(Ours::Polite),
+        Peer::Ours(Ours::Auto),
         Peer::Reqwest,
         Peer::Curl,
         Peer::S5cmd,
@@ -71,15 +76,11 @@ impl Peer {
     /// The name on the command line.
     pub(crate) fn key(self) -> &'static str {
         match self {
-            Peer::Ours {
-                verify: false,
-                auto: false,
-            } => "ours-unverified",
-            Peer::Ours {
-                verify: true,
-                auto: false,
-            } => "ours",
-            Peer::Ours { auto: true, .. } => "ours-auto",
+            Peer::Ours(Ours::Unverified) => "ours-unverified",
+            Peer::Ours(Ours::Fixed) => "ours",
+            Peer::Ours(Ours::Sixteen) => "ours-16",
+            Peer::Ours(Ours::Auto) => "ours-auto",
+            Peer::Ours(Ours::Polite) => "ours-polite",
             Peer::Reqwest => "reqwest",
             Peer::Curl => "curl",
             Peer::S5cmd => "s5cmd",
@@ -93,15 +94,15 @@ impl Peer {
     /// The name in a table.
     pub(crate) fn title(self, connections: usize) -> String {
         match self {
-            Peer::Ours {
-                verify: false,
-                auto: false,
-            } => format!("**c2c**, {connections} transfers, verification off"),
-            Peer::Ours {
-                verify: true,
-                auto: false,
-            } => format!("**c2c**, {connections} transfers, verification on"),
-            Peer::Ours { auto: true, .. } => "**c2c** as it comes".to_owned(),
+            Peer::Ours(Ours::Unverified) => {
+                format!("**c2c**, {connections} transfers, verification off")
+            }
+            Peer::Ours(Ours::Fixed) => {
+                format!("**c2c**, {connections} transfers, verification on")
+            }
+            Peer::Ours(Ours::Sixteen) => "**c2c**, 16 transfers, verification on".to_owned(),
+            Peer::Ours(Ours::Auto) => "**c2c** as it comes".to_owned(),
+            Peer::Ours(Ours::Polite) => "**c2c**, polite".to_owned(),
             Peer::Reqwest => format!("reqwest, bare loop, {connections} connections"),
             Peer::Curl => format!("curl -Z, {connections} connections"),
             Peer::S5cmd => format!("s5cmd, {connections} connections"),
@@ -124,19 +125,28 @@ impl Peer {
         let secure = &job.sink.secure;
         let task = |program: &Path| Task::new(program, job.scratch);
         Ok(match self {
-            Peer::Ours { verify, auto } => {
+            Peer::Ours(ours) => {
                 let state = job.scratch.join("state");
                 copy_dir(job.paired, &state).map_err(io("copying the state directory"))?;
-                let mut ours = task(&sibling("c2c")?)
+                let task = task(&sibling("c2c")?)
                     .args(["upload", "--create-rate", "unlimited", "--state-dir"])
-                    .args([&state]);
-                ours = ours
+                    .args([&state])
                     .args(["--congestion", job.congestion])
-                    .args(["--verify", if verify { "on" } else { "off" }]);
-                if !auto {
-                    ours = ours.args(["--transfers", &connections]);
-                }
-                ours.args(job.files)
+                    .args([
+                        "--verify",
+                        if ours == Ours::Unverified {
+                            "off"
+                        } else {
+                            "on"
+                        },
+                    ]);
+                let task = match ours {
+                    Ours::Unverified | Ours::Fixed => task.args(["--transfers", &connections]),
+                    Ours::Sixteen => task.args(["--transfers", "16"]),
+                    Ours::Auto => task,
+                    Ours::Polite => task.args(["--polite", "on"]),
+                };
+                task.args(job.files)
                     .env("C2C_API_URL", &job.sink.api)
                     .env("C2C_CA_FILE", &job.sink.ca_file)
                     .env("C2C_CLIENT_SECRET", "sink")
@@ -313,7 +323,7 @@ pub(crate) fn sibling(name: &str) -> Result<PathBuf, Failure> {
     Ok(ours.with_file_name(name))
 }
 
-fn copy_dir(from: &Path, to: &Path) -> std::io::Result<()> {
+pub(crate) fn copy_dir(from: &Path, to: &Path) -> std::io::Result<()> {
     fs::create_dir_all(to)?;
     for entry in fs::read_dir(from)? {
         let entry = entry?;

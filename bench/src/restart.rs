@@ -4,15 +4,13 @@
 //! is the same command with what the first left behind; what counts as sent again is what the sink received twice, not what a
 //! client says.
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
 use crate::Failure;
 use crate::measure::{Cost, Task};
-use crate::sink::{Addresses, Counts};
+use crate::sink::{Counts, Observer};
 use crate::table::{Summary, table};
 
 /// How long the sink may take to notice that a client is gone.
@@ -50,25 +48,25 @@ impl Restarted {
 /// Kills `task` once half of `wanted` bytes have arrived, and runs it again to its end.
 pub(crate) fn restart(
     task: &Task,
-    sink: &Addresses,
+    sink: &mut Observer,
     wanted: u64,
 ) -> Result<(Counts, Cost, Counts, Cost, Option<String>), Failure> {
-    let (first, words) = task.run_until(|| Ok(counts(sink)?.bytes >= wanted / 2))?;
+    let (first, words) = task.run_until(|| Ok(sink.counts()?.bytes >= wanted / 2))?;
     if !first.cut_off {
         let trouble = format!("it ended before it could be killed: {words}");
-        let now = counts(sink)?;
+        let now = sink.counts()?;
         return Ok((now.clone(), first, now, first, Some(trouble)));
     }
     let since = Instant::now();
     let killed = loop {
-        let now = counts(sink)?;
+        let now = sink.counts()?;
         if now.open == 0 || since.elapsed() > PATIENCE {
             break now;
         }
         std::thread::sleep(Duration::from_millis(5));
     };
     let (second, words) = task.run()?;
-    let ended = counts(sink)?;
+    let ended = sink.counts()?;
     let complete = second.ended_well && ended.bytes_whole >= wanted;
     Ok((killed, first, ended, second, (!complete).then_some(words)))
 }
@@ -118,27 +116,6 @@ pub(crate) fn tell(all: &[Restarted], missing: &[(String, String)]) -> String {
 
 fn mib(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
-}
-
-/// Asks the sink of this machine.
-fn counts(sink: &Addresses) -> Result<Counts, Failure> {
-    let failed = |source| Failure::Io {
-        what: "asking the sink".into(),
-        source,
-    };
-    let port = sink
-        .plain
-        .rsplit(':')
-        .next()
-        .and_then(|port| port.parse().ok())
-        .unwrap_or(0);
-    let mut tcp = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], port))).map_err(failed)?;
-    tcp.write_all(b"GET /_counts HTTP/1.1\r\nConnection: close\r\n\r\n")
-        .map_err(failed)?;
-    let mut said = String::new();
-    tcp.read_to_string(&mut said).map_err(failed)?;
-    let (_, body) = said.split_once("\r\n\r\n").unwrap_or(("", ""));
-    serde_json::from_str(body).map_err(Failure::Json)
 }
 
 #[cfg(test)]

@@ -5,19 +5,21 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::Child;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde::Serialize;
 
 use crate::Failure;
+use crate::growth::{self, Grown, Site};
 use crate::link;
 use crate::measure::{Cost, Task};
 use crate::peer::{Job, PIECE, Peer, sibling};
+use crate::polite::{self, Shared, share};
 use crate::restart::{self, Restarted, restart};
-use crate::sink::{Addresses, Counts};
+use crate::sink::{Addresses, Counts, Observer};
 use crate::table::{Summary, replace, table};
-use crate::work::{Place, Work};
+use crate::work::{Kind, Place, Work};
 
 #[derive(Args)]
 pub(crate) struct Run {
@@ -63,6 +65,24 @@ struct Ran {
     /// What the link did.
     line: Option<link::Counts>,
     trouble: Option<String>,
+}
+
+impl Ran {
+    /// Bytes that were of use, or may still become so.
+    fn useful(&self) -> u64 {
+        self.counts.bytes.saturating_sub(self.counts.in_vain)
+    }
+
+    /// What was sent in vain, in per cent of what was of use.
+    fn in_vain(&self) -> f64 {
+        self.counts.in_vain as f64 / self.useful().max(1) as f64 * 100.0
+    }
+
+    /// Per cent of what the link could carry in the time in which there was a link.
+    fn goodput(&self) -> f64 {
+        let up = self.line.map_or(self.cost.wall, |line| line.seconds_up);
+        self.useful() as f64 * 8.0 / up / self.rate.unwrap_or(1) as f64 * 100.0
+    }
 }
 
 impl Run {
@@ -112,12 +132,6 @@ impl Run {
         dir: &Path,
         python: &Path,
     ) -> Result<(Vec<Outcome>, Missing), Failure> {
-        let files = work.files(dir)?;
-        let mut place = work.place()?;
-        let sink = Running::start(&dir.join("sink"), work, &place)?;
-        let paired = dir.join("paired");
-        pair(&paired, &sink.addresses, &place)?;
-        let mut ran = Vec::new();
         let peers: Vec<Peer> = Peer::ALL
             .into_iter()
             .filter(|peer| match self.peers.is_empty() {
@@ -125,8 +139,26 @@ impl Run {
                 false => self.peers.iter().any(|name| name == peer.key()),
             })
             .collect();
-        let mut missing = Missing::new();
         let rounds = if self.quick { 1 } else { self.rounds };
+        let mut place = work.place()?;
+        let sink = Running::start(&dir.join("sink"), work, &place)?;
+        let mut observer = Observer::connect(&sink.addresses, &place)?;
+        let paired = dir.join("paired");
+        pair(&paired, &sink.addresses, &place)?;
+        let mut missing = Missing::new();
+        if work.kind == Kind::Growth {
+            let site = Site {
+                dir,
+                paired: &paired,
+                addresses: &sink.addresses,
+                rounds,
+                quick: self.quick,
+            };
+            let grown = growth::measure(work, &site, &mut observer, &say)?;
+            return Ok((grown.into_iter().map(Outcome::Grown).collect(), missing));
+        }
+        let files = work.files(dir, peers.contains(&Peer::Curl))?;
+        let mut ran = Vec::new();
         for round in 0..rounds {
             for &peer in &peers {
                 if missing.contains_key(&peer) {
@@ -151,14 +183,47 @@ impl Run {
                 let mut task = peer.task(&job)?;
                 task.core = work.link.is_none().then_some(0);
                 task.namespace = place.near();
-                task.limit = work.limit;
                 make(&dir.join("logs"))?;
                 let log = format!("logs/{}-{}-{}.log", work.name, peer.key(), round + 1);
                 task.log = Some(dir.join(log));
-                sink.ask("POST", "/_reset", &place)?;
+                observer.reset()?;
                 place.renew();
-                if work.kill {
-                    match restart(&task, &sink.addresses, files.bytes) {
+                if let (Kind::Shared, Place::Link(network), Some(limit)) =
+                    (work.kind, &place, work.limit)
+                {
+                    match share(&task, &mut observer, network, limit) {
+                        Ok((course, counts, line, cost, trouble)) => {
+                            let one = Shared {
+                                work: work.name,
+                                peer: peer.key(),
+                                title: peer.title(connections),
+                                round,
+                                cost,
+                                counts,
+                                line,
+                                figures: Shared::figures(&course),
+                                course,
+                                trouble,
+                            };
+                            say(&format!(
+                                "{} round {}: {:<16} {}{}",
+                                work.name,
+                                round + 1,
+                                peer.key(),
+                                one.words(),
+                                said(one.trouble.as_deref()),
+                            ));
+                            ran.push(Outcome::Shared(one));
+                        }
+                        Err(failure) => {
+                            say(&format!("{}: {failure}", peer.key()));
+                            missing.insert(peer, (peer.title(connections), absent(&failure)));
+                        }
+                    }
+                    continue;
+                }
+                if work.kind == Kind::Kill {
+                    match restart(&task, &mut observer, files.bytes) {
                         Ok((killed, first, ended, second, trouble)) => {
                             say(&format!(
                                 "{} round {}: {:<16} killed at {} bytes, {} in the end, {:.2} s{}",
@@ -190,7 +255,17 @@ impl Run {
                     }
                     continue;
                 }
-                let (cost, words) = match task.run() {
+                let begun = Instant::now();
+                // What counts is what was seen while the client still ran: its end would break off what is on the way.
+                let mut seen = None;
+                let ended = task.run_until(|| {
+                    let over = work.limit.is_some_and(|limit| begun.elapsed() >= limit);
+                    if over {
+                        seen = Some((observer.counts()?, place.counts()));
+                    }
+                    Ok(over)
+                });
+                let (cost, words) = match ended {
                     Ok(ended) => ended,
                     Err(failure) => {
                         say(&format!("{}: {failure}", peer.key()));
@@ -198,9 +273,10 @@ impl Run {
                         continue;
                     }
                 };
-                let line = place.counts();
-                let counts: Counts = serde_json::from_str(&sink.ask("GET", "/_counts", &place)?)
-                    .map_err(Failure::Json)?;
+                let (counts, line) = match seen {
+                    Some(seen) => seen,
+                    None => (observer.counts()?, place.counts()),
+                };
                 let complete = work.limit.is_some() || counts.bytes_whole >= files.bytes;
                 let trouble = (!(cost.ended_well || cost.cut_off) || !complete).then_some(words);
                 say(&format!(
@@ -240,6 +316,8 @@ impl Run {
 enum Outcome {
     Ran(Ran),
     Restarted(Restarted),
+    Shared(Shared),
+    Grown(Grown),
 }
 
 /// Clients that could not be run: their names in a table, and why.
@@ -261,17 +339,22 @@ fn said(trouble: Option<&str>) -> String {
 /// The table of a work.
 fn tell(work: &Work, outcomes: &[Outcome], missing: &Missing) -> String {
     let (mut ran, mut restarted) = (Vec::new(), Vec::new());
+    let (mut shared, mut grown) = (Vec::new(), Vec::new());
     for outcome in outcomes {
         match outcome {
             Outcome::Ran(one) => ran.push(one.clone()),
             Outcome::Restarted(one) => restarted.push(one.clone()),
+            Outcome::Shared(one) => shared.push(one.clone()),
+            Outcome::Grown(one) => grown.push(one.clone()),
         }
     }
     let missing: Vec<(String, String)> = missing.values().cloned().collect();
-    if work.kill {
-        return restart::tell(&restarted, &missing);
+    match work.kind {
+        Kind::Through => measured(work, &ran, &missing),
+        Kind::Kill => restart::tell(&restarted, &missing),
+        Kind::Shared => polite::tell(&shared, &missing),
+        Kind::Growth => growth::tell(&grown),
     }
-    measured(work, &ran, &missing)
 }
 
 fn measured(work: &Work, ran: &[Ran], missing: &[(String, String)]) -> String {
@@ -299,16 +382,9 @@ fn measured(work: &Work, ran: &[Ran], missing: &[(String, String)]) -> String {
             Summary::of(&values).map_or("failed".to_owned(), |summary| summary.text(decimals))
         };
         let gib = |one: &Ran| one.counts.bytes_whole.max(1) as f64 / f64::from(1 << 30);
-        let resent = |one: &Ran| one.counts.resent as f64 / one.counts.bytes.max(1) as f64 * 100.0;
         let memory = column(&|one| one.cost.memory, 0);
         let connections = column(&|one| one.counts.connections as f64, 0);
         rows.push(if work.link.is_some() {
-            // Of the time in which there was a link.
-            let share = |one: &Ran| {
-                let up = one.line.map_or(one.cost.wall, |line| line.seconds_up);
-                let bytes = one.counts.bytes.saturating_sub(one.counts.resent);
-                bytes as f64 * 8.0 / up / one.rate.unwrap_or(1) as f64 * 100.0
-            };
             let way = |one: &Ran| one.line.map(|line| line.up);
             let dropped = |one: &Ran| {
                 way(one).map_or(0.0, |up| {
@@ -318,8 +394,9 @@ fn measured(work: &Work, ran: &[Ran], missing: &[(String, String)]) -> String {
             let queue = |one: &Ran| way(one).map_or(0.0, |up| up.queueing_ms);
             vec![
                 title,
-                column(&share, 0),
-                column(&resent, 1),
+                column(&Ran::goodput, 0),
+                column(&Ran::in_vain, 1),
+                column(&|one| one.counts.in_flight as f64 / f64::from(1 << 20), 0),
                 connections,
                 column(&dropped, 1),
                 column(&queue, 0),
@@ -338,7 +415,7 @@ fn measured(work: &Work, ran: &[Ran], missing: &[(String, String)]) -> String {
                 ratio,
                 memory,
                 connections,
-                column(&resent, 1),
+                column(&Ran::in_vain, 1),
             ]
         });
     }
@@ -349,7 +426,8 @@ fn measured(work: &Work, ran: &[Ran], missing: &[(String, String)]) -> String {
         let head = [
             "client",
             "goodput, % of the link",
-            "re-sent, %",
+            "in vain, %",
+            "in flight at the end, MiB",
             "connections",
             "dropped at the queue, %",
             "mean queue, ms",
@@ -364,7 +442,7 @@ fn measured(work: &Work, ran: &[Ran], missing: &[(String, String)]) -> String {
             "× reqwest",
             "memory, MiB",
             "connections",
-            "re-sent, %",
+            "in vain, %",
         ];
         table(&head, &rows)
     }
@@ -400,13 +478,6 @@ impl Running {
         }
         let addresses = serde_json::from_str(&line).map_err(Failure::Json)?;
         Ok(Running { child, addresses })
-    }
-
-    fn ask(&self, method: &str, path: &str, place: &Place) -> Result<String, Failure> {
-        let mut task = Task::new("curl", Path::new("/")).args(["-s", "-X", method]);
-        task = task.args([format!("{}{path}", self.addresses.plain)]);
-        task.namespace = place.far();
-        Ok(task.run()?.1)
     }
 }
 
@@ -449,4 +520,55 @@ fn say(words: &str) {
 /// Bytes in whole pieces.
 pub(crate) fn pieces(size: u64) -> u64 {
     size.div_ceil(PIECE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn goodput_is_of_the_time_in_which_the_link_was_up() {
+        let way = link::Way {
+            packets: 0,
+            bytes: 0,
+            delivered: 0,
+            delivered_bytes: 0,
+            lost: 0,
+            dropped: 0,
+            cut: 0,
+            missed: 0,
+            late_ms: 0.0,
+            latest_ms: 0.0,
+            queueing_ms: 0.0,
+        };
+        let one = Ran {
+            work: "cuts".into(),
+            peer: "x",
+            title: "X".into(),
+            round: 0,
+            cost: Cost {
+                wall: 90.0,
+                ..Cost::default()
+            },
+            counts: Counts {
+                bytes: 84_000_000,
+                in_vain: 4_000_000,
+                in_flight: 20_000_000,
+                ..Counts::default()
+            },
+            wanted: 1 << 31,
+            rate: Some(10_000_000),
+            line: Some(link::Counts {
+                up: way,
+                down: way,
+                seconds: 90.0,
+                seconds_up: 80.0,
+                cpu: 0.0,
+            }),
+            trouble: None,
+        };
+        // 80 MB of use in 80 s, at 1.25 MB/s.
+        assert_eq!(one.goodput(), 80.0);
+        assert_eq!(one.in_vain(), 5.0);
+    }
 }

@@ -2,13 +2,13 @@
 
 use std::fs::{self, File};
 use std::io::{BufReader, Read, Write};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::Failure;
 use crate::link::{self, Network, Profile};
-use crate::peer::{PIECE, Peer};
+use crate::peer::{Ours, PIECE, Peer};
 use crate::run::{make, pieces};
 
 /// One work.
@@ -22,10 +22,34 @@ pub(crate) struct Work {
     pub(crate) connections: usize,
     /// A link by its name, and the congestion control on it; loopback without.
     pub(crate) link: Option<(&'static str, &'static str)>,
-    /// The client is killed at half and started again.
-    pub(crate) kill: bool,
+    pub(crate) kind: Kind,
+    gateway: Gateway,
     /// What went through in this time counts, instead of the time until all is through.
     pub(crate) limit: Option<Duration>,
+}
+
+/// What is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// What it costs and what goes through.
+    Through,
+    /// The client is killed at half and started again.
+    Kill,
+    /// Somebody else uses the line for a while.
+    Shared,
+    /// The same client with more and more to do.
+    Growth,
+}
+
+/// Where the client's first hop is on a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Gateway {
+    /// Nowhere: the link is point to point.
+    None,
+    /// At its far end: what waits in its queue waits on the way to the first hop.
+    BehindTheQueue,
+    /// A router before the link: what waits does so behind the first hop.
+    BeforeTheQueue,
 }
 
 /// The files of a work.
@@ -47,7 +71,8 @@ impl Work {
             size: 2048 * MIB,
             connections: 4,
             link: None,
-            kill: false,
+            kind: Kind::Through,
+            gateway: Gateway::None,
             limit: None,
         };
         let stills = Work {
@@ -68,7 +93,7 @@ impl Work {
             name: "kill",
             what: "One file of 5 GiB over TLS on loopback: killed (SIGKILL) when half of it had arrived, and the same command again.",
             size: 5120 * MIB,
-            kill: true,
+            kind: Kind::Kill,
             ..loopback
         };
         vec![
@@ -108,11 +133,51 @@ impl Work {
             ),
             over(
                 "cuts",
-                "10 Mbit/s, 60 ms, cut for 2 s every 20 s, CUBIC: the first 80 s.",
+                "10 Mbit/s, 60 ms, cut for 2 s every 20 s, CUBIC: the first 90 s.",
                 "cuts",
                 "cubic",
-                80,
+                // Not within a cut: what the last one cost shows after it.
+                90,
             ),
+            over(
+                "ltebloat",
+                "LTE, 20 Mbit/s, 60 ms, no loss, a queue of one second, CUBIC: the first 60 s.",
+                "ltebloat",
+                "cubic",
+                60,
+            ),
+            Work {
+                kind: Kind::Shared,
+                gateway: Gateway::BehindTheQueue,
+                ..over(
+                    "polite",
+                    "LTE as in the work before, the gateway behind its queue. After 20 s somebody else on the same line sends over one TCP connection, CUBIC, for 20 s.",
+                    "ltebloat",
+                    "cubic",
+                    80,
+                )
+            },
+            Work {
+                kind: Kind::Shared,
+                ..over(
+                    "polite-direct",
+                    "The same without a gateway, as with a modem that is point to point: c2c goes by the round trips of its connections.",
+                    "ltebloat",
+                    "cubic",
+                    80,
+                )
+            },
+            Work {
+                kind: Kind::Shared,
+                gateway: Gateway::BeforeTheQueue,
+                ..over(
+                    "polite-router",
+                    "The same behind a router: it is the first hop, and its queue towards LTE lies behind it.",
+                    "ltebloat",
+                    "cubic",
+                    80,
+                )
+            },
             Work {
                 count: 1000,
                 size: MIB,
@@ -125,14 +190,28 @@ impl Work {
                     60,
                 )
             },
+            Work {
+                name: "growth",
+                what: "c2c, verified, over TLS on loopback, client and server on a core each, CUBIC: one thing grows, all else stays.",
+                kind: Kind::Growth,
+                ..loopback
+            },
         ]
     }
 
     pub(crate) fn includes(&self, peer: Peer) -> bool {
-        match peer {
-            Peer::Ours { auto, .. } => auto == self.link.is_some(),
+        match (peer, self.kind) {
+            (Peer::Ours(Ours::Polite), kind) => kind == Kind::Shared,
+            // Wherever the gateway is, nothing is different for these.
+            (Peer::Ours(Ours::Auto), Kind::Shared) => self.gateway == Gateway::BehindTheQueue,
+            (Peer::Ours(Ours::Auto), _) => self.link.is_some(),
+            (Peer::Ours(Ours::Sixteen), _) => self.name == "big",
+            (Peer::Ours(_), _) => self.link.is_none(),
+            (_, Kind::Shared) => peer == Peer::S5cmd && self.gateway == Gateway::BehindTheQueue,
             // They have nothing to go on from, and no files of their own to keep it in.
-            Peer::Reqwest | Peer::Curl => !self.kill,
+            (Peer::Reqwest | Peer::Curl, Kind::Kill) => false,
+            // The queue is what counts there, and TCP fills it for all alike.
+            _ if self.name == "ltebloat" => matches!(peer, Peer::Reqwest | Peer::S5cmd),
             _ => true,
         }
     }
@@ -154,10 +233,15 @@ impl Work {
     pub(crate) fn place(&self) -> Result<Place, Failure> {
         Ok(match self.link {
             None => Place::Loopback,
-            Some((profile, congestion)) => Place::Link(Box::new(Network::up(
-                &profile.parse::<Profile>()?,
-                congestion,
-            )?)),
+            Some((profile, congestion)) => {
+                let mut network = Network::up(&profile.parse::<Profile>()?, congestion)?;
+                match self.gateway {
+                    Gateway::None => {}
+                    Gateway::BehindTheQueue => network.gateway()?,
+                    Gateway::BeforeTheQueue => network.router(congestion)?,
+                }
+                Place::Link(Box::new(network))
+            }
         })
     }
 
@@ -181,11 +265,20 @@ impl Work {
         Ok(())
     }
 
-    /// Makes the files, once.
-    pub(crate) fn files(&self, under: &Path) -> Result<Files, Failure> {
+    /// The same work with other files.
+    pub(crate) fn with(self, count: u64, size: u64) -> Work {
+        Work {
+            count,
+            size,
+            ..self
+        }
+    }
+
+    /// Makes the files, once; the pieces only if they are wanted.
+    pub(crate) fn files(&self, under: &Path, pieces_wanted: bool) -> Result<Files, Failure> {
         let dir = under.join(format!("{}x{}", self.count, self.size));
         let cut = under.join(format!("{}x{}-pieces", self.count, self.size));
-        let cuts_wanted = !self.kill && pieces(self.size) > 1;
+        let cuts_wanted = pieces_wanted && pieces(self.size) > 1;
         make(&dir)?;
         self.room(&dir, &cut, cuts_wanted)?;
         if cuts_wanted {
@@ -295,6 +388,18 @@ impl Place {
         match self {
             Place::Loopback => Ipv4Addr::LOCALHOST.into(),
             Place::Link(_) => Ipv4Addr::new(10, 77, 0, 2).into(),
+        }
+    }
+
+    /// Connects to a port of the server, from its own side.
+    pub(crate) fn connect(&self, port: u16) -> Result<TcpStream, Failure> {
+        let address = SocketAddr::new(self.address(), port);
+        match self {
+            Place::Loopback => TcpStream::connect(address).map_err(|source| Failure::Io {
+                what: format!("connecting to {address}"),
+                source,
+            }),
+            Place::Link(network) => Ok(network.connect_far(address)?),
         }
     }
 

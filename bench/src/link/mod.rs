@@ -11,10 +11,12 @@ mod forward;
 mod netns;
 mod profile;
 mod queue;
+mod stranger;
 mod trial;
 mod tun;
 
 use std::io;
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
@@ -24,6 +26,7 @@ use forward::{Forwarder, Strain};
 use netns::{Namespaces, ip, within};
 pub(crate) use profile::{Profile, UnknownProfile};
 use queue::{Model, Tally};
+pub(crate) use stranger::{Ping, Pinger, Stranger};
 pub(crate) use trial::Trial;
 use tun::Tun;
 
@@ -85,6 +88,7 @@ pub(crate) struct Network {
     down: Forwarder,
     namespaces: Namespaces,
     profile: Profile,
+    behind_router: bool,
     began: Instant,
 }
 
@@ -172,18 +176,68 @@ impl Network {
             down,
             namespaces,
             profile: *profile,
+            behind_router: false,
             began,
         })
     }
 
     /// The namespace of the client, for `ip netns exec`.
     pub(crate) fn near(&self) -> &str {
-        &self.namespaces.near
+        match self.behind_router {
+            true => &self.namespaces.home,
+            false => &self.namespaces.near,
+        }
     }
 
     /// The namespace of the server, for `ip netns exec`.
     pub(crate) fn far(&self) -> &str {
         &self.namespaces.far
+    }
+
+    /// Makes the far end the default gateway of the near one: the queue of the link lies before the first hop, as where the
+    /// modem is the unit's own and the gateway that of the carrier.
+    ///
+    /// # Errors
+    ///
+    /// When iproute2 refuses.
+    pub(crate) fn gateway(&self) -> Result<(), LinkError> {
+        ip_in(self.near(), "route add default via", &[FAR, "dev", DEVICE])
+    }
+
+    /// Puts a router between the client and the link: the queue of the link lies behind the first hop. From now on
+    /// [`Network::near`] is behind that router.
+    ///
+    /// # Errors
+    ///
+    /// When iproute2 or the kernel refuses.
+    pub(crate) fn router(&mut self, congestion: &str) -> Result<(), LinkError> {
+        let Namespaces {
+            near, far, home, ..
+        } = &self.namespaces;
+        netns::add(home)?;
+        let end = ["peer", "name", "lan1", "netns", near];
+        ip_in(home, "link add lan0 type veth", &end)?;
+        ip_in(near, "address add 10.78.0.1/24 dev lan1", &[])?;
+        ip_in(home, "address add 10.78.0.2/24 dev lan0", &[])?;
+        ip_in(near, "link set lan1 up", &[])?;
+        ip_in(home, "link set lan0 up", &[])?;
+        ip_in(home, "route add default via 10.78.0.1", &[])?;
+        ip_in(far, "route add 10.78.0.0/24 dev", &[DEVICE])?;
+        within(near, || {
+            std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")
+        })?;
+        settle(home, congestion)?;
+        self.behind_router = true;
+        Ok(())
+    }
+
+    /// A connection that does not pass the link, between two who are both at the far end.
+    ///
+    /// # Errors
+    ///
+    /// When nobody listens.
+    pub(crate) fn connect_far(&self, address: SocketAddr) -> Result<TcpStream, LinkError> {
+        within(self.far(), || TcpStream::connect(address))
     }
 
     /// The link that is emulated.
@@ -267,16 +321,31 @@ fn end(namespace: &str, own: &str, peer: &str, congestion: &str) -> Result<Tun, 
         DEVICE_QUEUE,
         "up",
     ])?;
+    settle(namespace, congestion)?;
+    Ok(tun)
+}
+
+/// How TCP behaves in a namespace.
+fn settle(namespace: &str, congestion: &str) -> Result<(), LinkError> {
     congestion::set(namespace, congestion)?;
     // What one connection learnt about the path would help the next, and the order of the runs would count.
     within(namespace, || {
         std::fs::write("/proc/sys/net/ipv4/tcp_no_metrics_save", "1")
-    })?;
-    Ok(tun)
+    })
+}
+
+/// Runs `ip` in a namespace: words, and what was not known when they were written.
+fn ip_in(namespace: &str, words: &str, more: &[&str]) -> Result<(), LinkError> {
+    let mut args = vec!["-n", namespace];
+    args.extend(words.split(' '));
+    args.extend(more);
+    ip(&args)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
     use std::path::Path;
     use std::process::{Command, Stdio};
 
@@ -306,5 +375,33 @@ mod tests {
         drop(network);
         assert!(!near.exists() && !far.exists());
         assert_eq!(program.wait().unwrap().code(), None, "killed, not ended");
+    }
+
+    #[test]
+    fn a_client_behind_a_router_reaches_the_far_end_through_the_link() {
+        if let Err(why) = available() {
+            println!("skipped: {why}");
+            return;
+        }
+        let profile: Profile = "lteclean".parse().unwrap();
+        let mut network = Network::up(&profile, "cubic").unwrap();
+        network.router("cubic").unwrap();
+        let home = Path::new("/run/netns").join(network.near());
+        assert!(home.exists());
+        let listener = within(network.far(), || TcpListener::bind((FAR, 0))).unwrap();
+        let address = listener.local_addr().unwrap();
+        let before = network.counts().up.packets;
+        let mut client = within(network.near(), || TcpStream::connect(address)).unwrap();
+        client.write_all(&[0; 100_000]).unwrap();
+        let (mut server, from) = listener.accept().unwrap();
+        assert_eq!(from.ip().to_string(), "10.78.0.2");
+        io::copy(
+            &mut Read::by_ref(&mut server).take(100_000),
+            &mut io::sink(),
+        )
+        .unwrap();
+        assert!(network.counts().up.packets > before + 60);
+        drop(network);
+        assert!(!home.exists());
     }
 }

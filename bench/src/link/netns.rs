@@ -1,4 +1,4 @@
-//! Two network namespaces, and their end.
+//! Two network namespaces, a third if one is wanted, and their end.
 //!
 //! Invariant: whatever ends this process, the namespaces end, and with them their devices and the processes in them. A guard,
 //! a process of its own, waits for the end of a pipe that only this process holds, and then clears up.
@@ -25,13 +25,15 @@ done
 exit 0
 "#;
 
-/// Two namespaces, which end when this is dropped or its process ends.
+/// The namespaces, which end when this is dropped or its process ends.
 #[derive(Debug)]
 pub(crate) struct Namespaces {
     /// That of the client.
     pub(crate) near: String,
     /// That of the server.
     pub(crate) far: String,
+    /// That of a client behind a router, once it is made.
+    pub(crate) home: String,
     guard: Child,
 }
 
@@ -50,8 +52,9 @@ impl Namespaces {
         );
         let near = format!("c2c-near-{unique}");
         let far = format!("c2c-far-{unique}");
+        let home = format!("c2c-home-{unique}");
         let guard = Command::new("sh")
-            .args(["-c", GUARD, "guard", &near, &far])
+            .args(["-c", GUARD, "guard", &near, &far, &home])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .spawn()
@@ -59,13 +62,26 @@ impl Namespaces {
                 command: "sh".to_owned(),
                 said: source.to_string(),
             })?;
-        let namespaces = Namespaces { near, far, guard };
-        for name in [&namespaces.near, &namespaces.far] {
-            ip(&["netns", "add", name])?;
-            ip(&["-n", name, "link", "set", "lo", "up"])?;
-        }
+        let namespaces = Namespaces {
+            near,
+            far,
+            home,
+            guard,
+        };
+        add(&namespaces.near)?;
+        add(&namespaces.far)?;
         Ok(namespaces)
     }
+}
+
+/// Makes one of them.
+///
+/// # Errors
+///
+/// When iproute2 refuses.
+pub(crate) fn add(name: &str) -> Result<(), LinkError> {
+    ip(&["netns", "add", name])?;
+    ip(&["-n", name, "link", "set", "lo", "up"])
 }
 
 impl Drop for Namespaces {

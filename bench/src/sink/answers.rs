@@ -19,11 +19,11 @@ pub(crate) fn to(head: &Head, body: &[u8], sink: &Sink) -> Vec<u8> {
             "",
         ),
         ("GET", "/_counts") => {
-            let counts = serde_json::to_value(sink.tally.counts()).unwrap_or(Value::Null);
+            let counts = serde_json::to_value(sink.tally().counts()).unwrap_or(Value::Null);
             json_answer(&counts)
         }
         ("POST", "/_reset") => {
-            sink.tally.reset();
+            sink.reset();
             json_answer(&json!({}))
         }
         ("POST", "/v2/auth/device/code") => json_answer(&json!({
@@ -89,7 +89,7 @@ fn file(body: &[u8], sink: &Sink) -> Vec<u8> {
             json!({ "size": size, "url": format!("{}/v4/{name}/{part}", sink.secure) })
         })
         .collect();
-    sink.tally.assets.fetch_add(1, Ordering::Relaxed);
+    sink.tally().assets.fetch_add(1, Ordering::Relaxed);
     let id = sink.assets.fetch_add(1, Ordering::Relaxed);
     json_answer(&json!({
         "data": {
@@ -114,7 +114,7 @@ fn asset(body: &[u8], sink: &Sink) -> Vec<u8> {
         .unwrap_or_else(|| size.div_ceil(CHUNK))
         .clamp(1, 10_000);
     let id = sink.assets.fetch_add(1, Ordering::Relaxed);
-    sink.tally.assets.fetch_add(1, Ordering::Relaxed);
+    sink.tally().assets.fetch_add(1, Ordering::Relaxed);
     let urls: Vec<String> = (1..=parts)
         .map(|part| format!("{}/parts/{id}/{part}?X-Amz-Expires=86400", sink.secure))
         .collect();

@@ -9,9 +9,9 @@ use rustix::net::RecvFlags;
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncodeError, InsufficientSizeError, UnbufferedStatus};
 
-use super::Sink;
 use super::answers;
 use super::http::Head;
+use super::{Body, Sink, Tally};
 
 const BUFFER: usize = 512 * 1024;
 const MAX_HEAD: usize = 64 * 1024;
@@ -61,23 +61,25 @@ fn requests(pipe: &mut impl Pipe, sink: &Sink) -> io::Result<()> {
             );
         };
         held.drain(..end + 4);
+        let tally = sink.tally();
         // Who asks for the counts does not count.
         if !head.path.starts_with("/_") {
-            open.get_or_insert_with(|| sink.tally.open());
-            sink.tally.requests.fetch_add(1, Ordering::Relaxed);
+            open.get_or_insert_with(|| tally.open());
+            tally.requests.fetch_add(1, Ordering::Relaxed);
         }
         if head.expects_word && head.length > 0 {
             pipe.send(b"HTTP/1.1 100 Continue\r\n\r\n")?;
         }
         let mut body = Vec::new();
         if head.method == "PUT" {
-            let (bytes, ended) = drop_body(pipe, &mut held, head.length, sink);
-            sink.tally.parts().ended(head.part(), bytes);
+            let part = tally.parts().begun(head.part());
+            let (bytes, ended) = drop_body(pipe, &mut held, head.length, &tally, &part);
+            tally.parts().ended(&part, bytes == head.length);
             ended?;
             if bytes < head.length {
                 return Ok(());
             }
-            sink.tally.bytes_whole.fetch_add(bytes, Ordering::Relaxed);
+            tally.bytes_whole.fetch_add(bytes, Ordering::Relaxed);
         } else {
             if head.length > MAX_BODY {
                 return Ok(());
@@ -108,17 +110,22 @@ fn drop_body(
     pipe: &mut impl Pipe,
     held: &mut Vec<u8>,
     length: u64,
-    sink: &Sink,
+    tally: &Tally,
+    body: &Body,
 ) -> (u64, io::Result<()>) {
     let mut bytes = length.min(held.len() as u64);
     held.drain(..bytes as usize);
-    sink.tally.received(bytes);
+    let came = |bytes| {
+        tally.received(bytes);
+        body.came(bytes);
+    };
+    came(bytes);
     while bytes < length {
         match pipe.discard(length - bytes) {
             Ok(0) => break,
             Ok(count) => {
                 bytes += count;
-                sink.tally.received(count);
+                came(count);
             }
             Err(error) => return (bytes, Err(error)),
         }

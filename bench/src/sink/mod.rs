@@ -1,7 +1,8 @@
 //! A server that takes everything and keeps nothing.
 //!
 //! Invariants: a body byte is counted and dropped as early as possible, without TLS in the kernel and with it where it was
-//! decrypted; the answers cost nothing; each connection has a thread of its own, so that no client waits for another.
+//! decrypted; the answers cost nothing; each connection has a thread of its own, so that no client waits for another; what was
+//! begun before the counts were taken anew is not in them.
 //!
 //! It speaks as much of Camera to Cloud as a real client needs to pair and upload, the S3 calls of the usual uploaders, and
 //! plain PUT. It checks no signature. Its entity tags do not look like an MD5: a client that verifies hashes all the same,
@@ -10,9 +11,10 @@
 mod answers;
 mod conn;
 mod http;
+mod observer;
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,6 +23,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use crate::Failure;
+pub(crate) use observer::Observer;
 
 /// What arrived since the counts were taken anew.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -34,8 +37,10 @@ pub(crate) struct Counts {
     pub(crate) bytes: u64,
     /// The same, of requests that were complete and answered.
     pub(crate) bytes_whole: u64,
-    /// Bytes that came again: of each part, all but the longest of its bodies.
-    pub(crate) resent: u64,
+    /// Bytes sent in vain: bodies that broke off or were begun anew, and those of parts that had arrived before.
+    pub(crate) in_vain: u64,
+    /// Bytes so far of bodies that are under way, and may become whole.
+    pub(crate) in_flight: u64,
     /// Seconds from the first to the last of those bytes.
     pub(crate) span: f64,
     /// Media that were registered.
@@ -57,7 +62,9 @@ pub(crate) struct Addresses {
 
 /// What all connections share.
 pub(crate) struct Sink {
-    tally: Tally,
+    tally: Mutex<Arc<Tally>>,
+    /// Connections of clients that are open, by numbers of their own.
+    clients: Mutex<HashMap<u64, TcpStream>>,
     assets: AtomicU64,
     /// Base of the upload URLs.
     secure: String,
@@ -81,41 +88,85 @@ struct Tally {
 struct Parts(HashMap<String, Bodies>);
 
 /// All bodies of one part.
-#[derive(Clone, Copy, Default)]
+#[derive(Default)]
 struct Bodies {
-    bytes: u64,
-    longest: u64,
+    /// Bytes of those that have ended.
+    ended: u64,
+    /// The longest of those that arrived as a whole.
+    whole: Option<u64>,
+    /// Those under way, in the order in which they began.
+    under_way: Vec<Arc<AtomicU64>>,
+}
+
+/// A body under way: its part, and the bytes so far.
+struct Body {
+    part: String,
+    bytes: Arc<AtomicU64>,
+}
+
+impl Body {
+    fn came(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
 }
 
 impl Parts {
-    fn ended(&mut self, part: String, bytes: u64) {
-        let bodies = self.0.entry(part).or_default();
-        bodies.bytes += bytes;
-        bodies.longest = bodies.longest.max(bytes);
+    fn begun(&mut self, part: String) -> Body {
+        let bytes = Arc::new(AtomicU64::new(0));
+        let bodies = self.0.entry(part.clone()).or_default();
+        bodies.under_way.push(bytes.clone());
+        Body { part, bytes }
     }
 
-    fn resent(&self) -> u64 {
-        self.0
-            .values()
-            .map(|bodies| bodies.bytes - bodies.longest)
-            .sum()
+    fn ended(&mut self, body: &Body, whole: bool) {
+        let bodies = self.0.entry(body.part.clone()).or_default();
+        bodies
+            .under_way
+            .retain(|each| !Arc::ptr_eq(each, &body.bytes));
+        let bytes = body.bytes.load(Ordering::Relaxed);
+        bodies.ended += bytes;
+        if whole {
+            bodies.whole = Some(bodies.whole.map_or(bytes, |known| known.max(bytes)));
+        }
+    }
+
+    /// Bytes in vain, and bytes in flight.
+    fn sorted_out(&self) -> (u64, u64) {
+        let (mut in_vain, mut in_flight) = (0, 0);
+        for bodies in self.0.values() {
+            let mut sent = bodies.ended;
+            let mut newest = 0;
+            for body in &bodies.under_way {
+                newest = body.load(Ordering::Relaxed);
+                sent += newest;
+            }
+            // Whoever begins anew has given up what came before, though the sink may not have heard of it.
+            match bodies.whole {
+                Some(whole) => in_vain += sent - whole,
+                None => {
+                    in_vain += sent - newest;
+                    in_flight += newest;
+                }
+            }
+        }
+        (in_vain, in_flight)
     }
 }
 
 /// A connection that counts as open while this lives.
-struct Open<'a>(&'a Tally);
+struct Open(Arc<Tally>);
 
-impl Drop for Open<'_> {
+impl Drop for Open {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl Tally {
-    fn open(&self) -> Open<'_> {
+    fn open(self: &Arc<Tally>) -> Open {
         self.connections.fetch_add(1, Ordering::Relaxed);
         self.open.fetch_add(1, Ordering::Relaxed);
-        Open(self)
+        Open(self.clone())
     }
 
     fn parts(&self) -> MutexGuard<'_, Parts> {
@@ -135,33 +186,52 @@ impl Tally {
 
     fn counts(&self) -> Counts {
         let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let (in_vain, in_flight) = self.parts().sorted_out();
         Counts {
             connections: get(&self.connections),
             open: get(&self.open),
             requests: get(&self.requests),
             bytes: get(&self.bytes),
             bytes_whole: get(&self.bytes_whole),
-            resent: self.parts().resent(),
+            in_vain,
+            in_flight,
             span: self
                 .span()
                 .map_or(0.0, |(first, last)| (last - first).as_secs_f64()),
             assets: get(&self.assets),
         }
     }
+}
 
-    fn reset(&self) {
-        for count in [
-            &self.connections,
-            &self.requests,
-            &self.bytes,
-            &self.bytes_whole,
-            &self.assets,
-        ] {
-            count.store(0, Ordering::Relaxed);
+impl Sink {
+    fn new(secure: String, tls: Arc<rustls::ServerConfig>) -> Sink {
+        Sink {
+            tally: Mutex::default(),
+            clients: Mutex::default(),
+            assets: AtomicU64::new(1),
+            secure,
+            tls,
         }
-        // What is open stays open.
-        *self.parts() = Parts::default();
-        *self.span() = None;
+    }
+
+    /// The counts that are taken now.
+    fn tally(&self) -> Arc<Tally> {
+        let tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
+        tally.clone()
+    }
+
+    /// Takes the counts anew. What a killed client left in its kernel would still be sent, and take the place of what the
+    /// next one sends: its connections end.
+    fn reset(&self) {
+        *self.tally.lock().unwrap_or_else(PoisonError::into_inner) = Arc::default();
+        for client in self.clients().values() {
+            // One that has ended meanwhile is what is wanted.
+            let _ = client.shutdown(Shutdown::Both);
+        }
+    }
+
+    fn clients(&self) -> MutexGuard<'_, HashMap<u64, TcpStream>> {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -192,12 +262,7 @@ pub(crate) fn serve(address: IpAddr, dir: &Path) -> Result<(), Failure> {
         plain: format!("http://{host}:{plain_port}"),
         ca_file: dir.join("ca.pem"),
     };
-    let sink = Arc::new(Sink {
-        tally: Tally::default(),
-        assets: AtomicU64::new(1),
-        secure: addresses.secure.clone(),
-        tls,
-    });
+    let sink = Arc::new(Sink::new(addresses.secure.clone(), tls));
     let line = serde_json::to_string(&addresses).map_err(Failure::Json)?;
     #[expect(clippy::print_stdout, reason = "the runner reads it there")]
     {
@@ -213,14 +278,20 @@ pub(crate) fn serve(address: IpAddr, dir: &Path) -> Result<(), Failure> {
 }
 
 fn accept(listener: &TcpListener, secure: bool, sink: &Arc<Sink>) {
-    for tcp in listener.incoming().flatten() {
+    for (tcp, number) in listener.incoming().flatten().zip(0..) {
         let sink = sink.clone();
         // A connection that cannot have a thread is closed; the client sees it.
         let _ = std::thread::Builder::new()
             .stack_size(256 * 1024)
             .spawn(move || {
                 let _ = tcp.set_nodelay(true);
+                // Both listeners for clients count for themselves.
+                let number = number << 1 | u64::from(secure);
+                if let (true, Ok(other)) = (secure, tcp.try_clone()) {
+                    sink.clients().insert(number, other);
+                }
                 conn::serve(tcp, secure, &sink);
+                sink.clients().remove(&number);
             });
     }
 }
@@ -282,12 +353,37 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_each_part_the_longest_body_is_not_sent_again() {
+    fn what_broke_off_or_came_twice_was_in_vain_and_what_is_under_way_was_not() {
         let mut parts = Parts::default();
-        for (part, bytes) in [("a", 10), ("b", 4), ("b", 10), ("b", 3), ("c", 0)] {
-            parts.ended(part.to_owned(), bytes);
+        let begin = |parts: &mut Parts, part: &str, bytes| {
+            let body = parts.begun(part.to_owned());
+            body.came(bytes);
+            body
+        };
+        // Whole; broken off twice, whole between; whole twice; broken off and not begun again.
+        for (part, bytes, whole) in [
+            ("a", 10, true),
+            ("b", 4, false),
+            ("b", 10, true),
+            ("b", 3, false),
+            ("c", 20, true),
+            ("c", 20, true),
+            ("d", 100, false),
+        ] {
+            let body = begin(&mut parts, part, bytes);
+            parts.ended(&body, whole);
         }
-        assert_eq!(parts.resent(), 7);
+        assert_eq!(parts.sorted_out(), (4 + 3 + 20 + 100, 0));
+        // Under way for the first time, and again after it broke off.
+        let _first = begin(&mut parts, "e", 1_000);
+        let second = begin(&mut parts, "d", 50);
+        assert_eq!(parts.sorted_out(), (127, 1_050));
+        // Begun anew while the sink still waits for the one before; and again what had arrived.
+        let _anew = begin(&mut parts, "e", 7);
+        let _twice = begin(&mut parts, "a", 5);
+        assert_eq!(parts.sorted_out(), (127 + 1_000 + 5, 57));
+        parts.ended(&second, true);
+        assert_eq!(parts.sorted_out(), (127 + 1_000 + 5, 7));
     }
 
     /// What is served is what clients of all kinds ask for; the counts are of what was sent.
@@ -295,12 +391,7 @@ mod tests {
     fn a_part_that_breaks_off_is_counted_apart() {
         let dir = tempfile::tempdir().unwrap();
         let tls = certificate([127, 0, 0, 1].into(), dir.path()).unwrap();
-        let sink = Arc::new(Sink {
-            tally: Tally::default(),
-            assets: AtomicU64::new(1),
-            secure: "https://localhost:1".to_owned(),
-            tls,
-        });
+        let sink = Arc::new(Sink::new("https://localhost:1".to_owned(), tls));
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let server = sink.clone();
@@ -332,15 +423,18 @@ mod tests {
         let counts: Counts =
             serde_json::from_str(counts.split("\r\n\r\n").nth(1).unwrap()).unwrap();
         assert_eq!(
-            (counts.bytes, counts.bytes_whole, counts.resent),
+            (counts.bytes, counts.bytes_whole, counts.in_vain),
             (15, 11, 4)
         );
         assert_eq!(
             (counts.connections, counts.open, counts.requests),
             (2, 0, 3)
         );
-        sink.tally.reset();
-        let counts = sink.tally.counts();
-        assert_eq!((counts.bytes, counts.resent, counts.connections), (0, 0, 0));
+        sink.reset();
+        let counts = sink.tally().counts();
+        assert_eq!(
+            (counts.bytes, counts.in_vain, counts.connections),
+            (0, 0, 0)
+        );
     }
 }
