@@ -62,6 +62,10 @@ pub struct Polite {
     yielded: bool,
     /// Our own queue needs until then to become empty.
     emptying: Duration,
+    /// What we got through when we first stepped back. If the queue empties before its time is over, it was ours alone.
+    before: Option<f64>,
+    /// When a queue was found to have been ours alone.
+    cleared: Option<Duration>,
     /// More than enough was allowed, since then.
     unused: Option<Duration>,
     last_look: Option<Duration>,
@@ -77,8 +81,12 @@ const BLIND: Duration = Duration::from_secs(10);
 const PATIENCE: f64 = 2.0;
 /// The share of what the line carried that empties our own queue.
 const EASE: f64 = 0.9;
-/// The share that is left after each look that shows others waiting.
-const YIELD: f64 = 0.25;
+/// The share that is left each time others seem to wait.
+const YIELD: f64 = 0.2;
+/// What is handed over already goes on for this long after a step back, in seconds.
+const BACKLOG: f64 = 0.6;
+/// A queue that seemed to be ours and is back sooner than this was not.
+const DOUBTED: Duration = Duration::from_secs(15);
 
 impl Polite {
     /// Begins without a limit.
@@ -94,6 +102,8 @@ impl Polite {
             calm: None,
             yielded: false,
             emptying: Duration::ZERO,
+            before: None,
+            cleared: None,
             unused: None,
             last_look: None,
             last_answer: None,
@@ -148,10 +158,16 @@ impl Polite {
         if believed > 2.0 * target {
             self.calm = None;
             self.unused = None;
-            // A queue that becomes shorter needs no less from us; one that does not is not ours alone.
-            if !falls {
+            // A queue that becomes shorter needs no less from us; one that had the time to and does not is not ours alone.
+            if !falls && (!self.yielded || now >= self.emptying) {
+                self.before = match self.yielded {
+                    true => None,
+                    false => Some(goodput),
+                };
                 self.yielded = true;
                 self.cut(YIELD, goodput);
+                let needs = believed / (1.0 - YIELD) + BACKLOG;
+                self.emptying = now + Duration::from_secs_f64(needs.min(2.5));
             }
         } else if believed > target {
             self.calm = None;
@@ -164,10 +180,23 @@ impl Polite {
             }
         } else {
             self.calm.get_or_insert(now);
+            if let Some(before) = self.before.take() {
+                self.clear(now, before);
+            }
             self.note_usual(round_trip, passed);
             self.grow(now, passed, goodput);
         }
         self.allowed()
+    }
+
+    /// The queue went as soon as we stepped back: nobody else fed it, and the line carries what it carried.
+    fn clear(&mut self, now: Duration, before: f64) {
+        let doubted = |cleared: Duration| now.saturating_sub(cleared) < DOUBTED;
+        if self.cleared.is_none_or(|cleared| !doubted(cleared)) {
+            self.yielded = false;
+            self.allowed = self.allowed.map(|rate| rate.max(EASE * before));
+        }
+        self.cleared = Some(now);
     }
 
     fn target(&self) -> f64 {
@@ -256,6 +285,8 @@ mod tests {
     /// 20 Mbit/s.
     const LINE: f64 = 2_500_000.0;
     const STEP: f64 = 0.01;
+    /// Four connections with 256 KiB each.
+    const HANDED_OVER: f64 = 1_048_576.0;
 
     /// What somebody else sends.
     #[derive(Clone, Copy)]
@@ -280,6 +311,8 @@ mod tests {
         spikes: f64,
         lost: f64,
         other: Other,
+        /// Bytes of ours that the kernel has and no limit holds back any more.
+        handed_over: f64,
         random: fastrand::Rng,
         polite: Polite,
         /// Of the last half second.
@@ -307,6 +340,7 @@ mod tests {
                 spikes: 0.0,
                 lost: 0.0,
                 other: Other::Nothing,
+                handed_over: 0.0,
                 random: fastrand::Rng::with_seed(7),
                 polite: Polite::new(PoliteRule::default()),
                 passed: VecDeque::new(),
@@ -330,8 +364,11 @@ mod tests {
         }
 
         fn step(&mut self) -> (f64, f64) {
-            // Without a limit we fill whatever there is, as TCP does.
-            let ours = self.polite.allowed.unwrap_or(1.3 * LINE).min(1.3 * LINE) * STEP;
+            // Without a limit we fill whatever there is, as TCP does; and a limit comes late by what was handed over before.
+            let allowed = self.polite.allowed.unwrap_or(f64::INFINITY) * STEP;
+            self.handed_over += allowed.min((HANDED_OVER - self.handed_over).max(0.0));
+            let ours = self.handed_over.min(1.3 * LINE * STEP);
+            self.handed_over -= ours;
             let theirs = match &mut self.other {
                 Other::Nothing => 0.0,
                 Other::Constant(rate) => *rate * STEP,
@@ -393,7 +430,8 @@ mod tests {
             let mut line = Line::new(room);
             // The first seconds have to find out.
             let start = line.run(15.0);
-            assert!(start.share > 0.5, "{room}: {start:?}");
+            println!("{room}: {start:?}");
+            assert!(start.share > 0.7, "{room}: {start:?}");
             let seen = line.run(120.0);
             assert!(seen.share >= 0.85, "{room}: {seen:?}");
             assert!(seen.waited < 0.06, "{room}: {seen:?}");

@@ -17,6 +17,8 @@ use crate::settings::Transfers;
 
 /// Between two looks. Real time: bytes do not run on our clock.
 const LOOK: Duration = Duration::from_millis(400);
+/// A limit that leaves less than the rest of this share unused decides about the rate, and not the number of transfers.
+const BINDING: f64 = 0.7;
 /// What was learned is stored this often.
 const REMEMBER: Duration = Duration::from_secs(60);
 /// What transfers may take of memory altogether, and each: two buffers of 256 KiB, those that wait for their digest, and what
@@ -198,6 +200,18 @@ impl Steered<'_> {
                 self.goodput
                     .map_or(rate, |known| known + weight * (rate - known)),
             );
+        }
+        // Nor does one that is held back on purpose, by a person or for others.
+        let limit = self
+            .engine
+            .pacer
+            .total()
+            .map_or(f64::INFINITY, |rate| rate.get() as f64);
+        if self
+            .goodput
+            .is_some_and(|goodput| goodput >= BINDING * limit)
+        {
+            return;
         }
         let target = self.controller.sample(&sample);
         self.show(target);
