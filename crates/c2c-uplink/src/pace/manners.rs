@@ -1,4 +1,4 @@
-//! Polite mode: looks at the first hop while something is sent, and steps back when others need the line.
+//! Polite mode: looks at the first hop and at the connections while something is sent, and steps back when others need the line.
 
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -12,6 +12,8 @@ use crate::engine::Engine;
 const LOOK: Duration = Duration::from_millis(200);
 /// An answer of the first hop that takes longer is lost.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// While the connections tell as well nobody waits for an answer that stands in the queue itself: each look would come too late.
+const GLANCE: Duration = Duration::from_millis(200);
 /// A first hop that did not answer is looked for again after this.
 const AGAIN: Duration = Duration::from_secs(60);
 
@@ -44,8 +46,12 @@ pub(crate) async fn be_polite(engine: Arc<Engine>) {
                 }
             }
         }
-        let round_trip = match &mut hop {
-            Some(first) => match first.probe(PATIENCE).await {
+        let patience = match gauge.round_trip() {
+            Some(_) => GLANCE,
+            None => PATIENCE,
+        };
+        let first_hop = match &mut hop {
+            Some(first) => match first.probe(patience).await {
                 Ok(answer) => answer,
                 Err(error) => {
                     tracing::debug!("the first hop: {error}");
@@ -53,8 +59,9 @@ pub(crate) async fn be_polite(engine: Arc<Engine>) {
                     None
                 }
             },
-            None => gauge.round_trip(),
+            None => None,
         };
+        let connections = gauge.round_trip();
         let now = begun.elapsed();
         seen.push_back((now, gauge.acknowledged()));
         while seen.len() > 2 && now - seen[0].0 > Duration::from_millis(600) {
@@ -69,9 +76,11 @@ pub(crate) async fn be_polite(engine: Arc<Engine>) {
         };
         let allowed = polite.look(Look {
             now,
-            round_trip,
+            first_hop,
+            connections,
             goodput,
         });
+        tracing::trace!(?first_hop, ?connections, goodput, allowed, "polite");
         engine
             .pacer
             .limit_politely(allowed.and_then(NonZeroU64::new));

@@ -1,7 +1,7 @@
 //! Leaves the line to others when they need it.
 //!
-//! The round trip to the first hop tells how long packets wait on the way out of this unit. While it is near its best nobody
-//! waits for us. When it grows, somebody does: either the queue is ours, then sending a little less than the line carries
+//! The round trip to the first hop tells how long packets wait on the way out of this unit; that of the upload connections, how
+//! long they wait behind a router, too. While both are near their best nobody waits for us. When it grows, somebody does: either the queue is ours, then sending a little less than the line carries
 //! empties it; or it is fed by others, then it does not empty, and we step back until it does.
 //!
 //! Invariants: never below the floor, so that work goes on; only what was seen within the last minutes counts as the best round
@@ -16,9 +16,10 @@ use std::time::Duration;
 pub struct Look {
     /// Time since any fixed moment.
     pub now: Duration,
-    /// The round trip to the first hop, or the smoothed round trip of the upload connections where there is no first hop;
-    /// `None` if the probe was lost.
-    pub round_trip: Option<Duration>,
+    /// The round trip to the first hop; `None` if the probe was lost, and where there is no first hop.
+    pub first_hop: Option<Duration>,
+    /// The smoothed round trip of the upload connections; `None` if the system does not tell.
+    pub connections: Option<Duration>,
     /// What this unit got through in the last half second or so, in bytes per second.
     pub goodput: u64,
 }
@@ -48,10 +49,11 @@ impl Default for PoliteRule {
 #[derive(Clone, Debug)]
 pub struct Polite {
     rule: PoliteRule,
-    best: Best,
+    best_first_hop: Best,
+    best_connections: Best,
     /// The last delays; the smallest of them is believed, because noise only ever adds.
     recent: VecDeque<f64>,
-    /// Mean of the round trip and of its distance from that mean, in seconds, while nothing is wrong.
+    /// Mean of the delay and of its distance from that mean, in seconds, while nothing is wrong.
     usual: Option<(f64, f64)>,
     allowed: Option<f64>,
     /// The most that the line carried lately.
@@ -94,7 +96,8 @@ impl Polite {
     pub fn new(rule: PoliteRule) -> Polite {
         Polite {
             rule,
-            best: Best::default(),
+            best_first_hop: Best::default(),
+            best_connections: Best::default(),
             recent: VecDeque::with_capacity(BELIEVED),
             usual: None,
             allowed: None,
@@ -133,7 +136,13 @@ impl Polite {
         let passed = now.saturating_sub(last).as_secs_f64().min(1.0);
         let goodput = look.goodput as f64;
         self.high = goodput.max(self.high * (-passed / 300.0).exp());
-        let Some(round_trip) = look.round_trip else {
+        let delays = [
+            look.first_hop.map(|it| self.best_first_hop.delay(now, it)),
+            look.connections
+                .map(|it| self.best_connections.delay(now, it)),
+        ];
+        // Wherever packets wait, somebody waits.
+        let Some(delay) = delays.into_iter().flatten().reduce(f64::max) else {
             let answered = *self.last_answer.get_or_insert(now);
             if now.saturating_sub(answered) >= BLIND {
                 self.grow(now, passed, goodput);
@@ -141,8 +150,6 @@ impl Polite {
             return self.allowed();
         };
         self.last_answer = Some(now);
-        let round_trip = round_trip.as_secs_f64();
-        let delay = round_trip - self.best.note(now, round_trip);
         if self.recent.len() == BELIEVED {
             self.recent.pop_front();
         }
@@ -183,7 +190,7 @@ impl Polite {
             if let Some(before) = self.before.take() {
                 self.clear(now, before);
             }
-            self.note_usual(round_trip, passed);
+            self.note_usual(delay, passed);
             self.grow(now, passed, goodput);
         }
         self.allowed()
@@ -206,12 +213,12 @@ impl Polite {
         (least + 1.5 * noise).min(most)
     }
 
-    fn note_usual(&mut self, round_trip: f64, passed: f64) {
-        let (mean, noise) = self.usual.unwrap_or((round_trip, 0.0));
+    fn note_usual(&mut self, delay: f64, passed: f64) {
+        let (mean, noise) = self.usual.unwrap_or((delay, 0.0));
         let weight = 1.0 - (-passed / 5.0).exp();
-        let off = (round_trip - mean).abs();
+        let off = (delay - mean).abs();
         self.usual = Some((
-            mean + weight * (round_trip - mean),
+            mean + weight * (delay - mean),
             noise + weight * (off - noise),
         ));
     }
@@ -261,7 +268,9 @@ const SPAN: Duration = Duration::from_secs(20);
 const SPANS: usize = 10;
 
 impl Best {
-    fn note(&mut self, now: Duration, round_trip: f64) -> f64 {
+    /// How much longer than the best this one is, in seconds.
+    fn delay(&mut self, now: Duration, round_trip: Duration) -> f64 {
+        let round_trip = round_trip.as_secs_f64();
         match self.spans.back_mut() {
             Some((begun, best)) if now.saturating_sub(*begun) < SPAN => {
                 *best = best.min(round_trip)
@@ -271,10 +280,8 @@ impl Best {
         while self.spans.len() > SPANS {
             self.spans.pop_front();
         }
-        self.spans
-            .iter()
-            .map(|(_, best)| *best)
-            .fold(f64::INFINITY, f64::min)
+        let best = self.spans.iter().map(|(_, best)| *best);
+        round_trip - best.fold(f64::INFINITY, f64::min)
     }
 }
 
@@ -311,6 +318,8 @@ mod tests {
         spikes: f64,
         lost: f64,
         other: Other,
+        /// The queue is behind a router: the first hop does not see it, the connections do.
+        router: bool,
         /// Bytes of ours that the kernel has and no limit holds back any more.
         handed_over: f64,
         random: fastrand::Rng,
@@ -340,6 +349,7 @@ mod tests {
                 spikes: 0.0,
                 lost: 0.0,
                 other: Other::Nothing,
+                router: false,
                 handed_over: 0.0,
                 random: fastrand::Rng::with_seed(7),
                 polite: Polite::new(PoliteRule::default()),
@@ -411,12 +421,15 @@ mod tests {
                 if self.random.f64() < self.spikes {
                     noise += self.random.f64() * 0.3;
                 }
-                let round_trip = self.base + noise + self.queued / LINE;
+                let waits = self.queued / LINE;
+                let hop = self.base + noise + if self.router { 0.0 } else { waits };
+                let connections = Duration::from_secs_f64(0.050 + waits);
                 let goodput = self.passed.iter().sum::<f64>() / (self.passed.len() as f64 * STEP);
                 self.polite.look(Look {
                     now: Duration::from_secs_f64(self.now),
-                    round_trip: (self.random.f64() >= self.lost)
-                        .then(|| Duration::from_secs_f64(round_trip.max(0.0005))),
+                    first_hop: (self.random.f64() >= self.lost)
+                        .then(|| Duration::from_secs_f64(hop.max(0.0005))),
+                    connections: self.router.then_some(connections),
                     goodput: goodput as u64,
                 });
             }
@@ -469,6 +482,18 @@ mod tests {
                 assert!(seen.share >= 0.85, "{seen:?}");
             }
         }
+    }
+
+    #[test]
+    fn behind_a_router_the_connections_tell() {
+        let mut line = Line::new(1.0);
+        line.router = true;
+        let alone = line.run(40.0);
+        assert!(alone.share >= 0.85 && alone.waited < 0.06, "{alone:?}");
+        line.other = Other::Greedy(0.5 * LINE);
+        line.run(2.0);
+        let seen = line.run(30.0);
+        assert!(seen.share <= 0.2 && seen.others >= 0.8, "{seen:?}");
     }
 
     #[test]
@@ -525,7 +550,8 @@ mod tests {
         let mut polite = Polite::new(PoliteRule::default());
         let look = |tenths: u64, millis: u64, goodput: u64| Look {
             now: Duration::from_millis(tenths * 100),
-            round_trip: Some(Duration::from_millis(millis)),
+            first_hop: Some(Duration::from_millis(millis)),
+            connections: None,
             goodput,
         };
         polite.look(look(0, 5, 1_000_000));

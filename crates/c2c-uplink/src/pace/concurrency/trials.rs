@@ -296,14 +296,14 @@ fn one_or_two_are_enough_for_bbr() {
             ..steady("wifi", WIFI, false)
         },
         Steady {
-            transfers: 3.0,
-            mean: 0.90,
+            transfers: 4.0,
+            mean: 0.85,
             ..steady("satellite", SATELLITE, false)
         },
         // As measured over real satellite emulations: one flow brings two thirds.
         Steady {
             buffers: 1e6,
-            transfers: 3.5,
+            transfers: 4.0,
             ..steady("sat, small", SATELLITE, false)
         },
         steady("fat", FAT, false),

@@ -40,6 +40,10 @@ pub(super) const STARVING_LOSS: f64 = 0.001;
 /// Where a round trip takes longer than this, in ms, those who starve double without a comparison: it would take a quarter of a
 /// minute each time, and on the satellite two minutes were over before a number was reached that fills it.
 pub(super) const LONG_WAY_MS: f64 = 250.0;
+/// On such a way so many flows of BBR are neither too few nor too many. Measured over a satellite: one brings 50 to 67 % of the
+/// line, four 83, and sixteen lose 15 % of their packets for one point more; and looking for fewer or more costs a quarter of a
+/// minute each time: with it, two minutes came to 67 to 78 %.
+pub(super) const ENOUGH_FAR_AWAY: u32 = 4;
 /// What they double by is looked at for this many round trips after they began, to see whether they starve still...
 pub(super) const FAITH_ROUND_TRIPS: f64 = 8.0;
 /// ...and for this many round trips.

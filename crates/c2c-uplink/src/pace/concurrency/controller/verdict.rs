@@ -297,7 +297,7 @@ impl Controller {
         }
         let stands = self.stands(&base);
         let down_first = stands || !loss_based;
-        let more = self.more(now, self.starving(loss_based, &base));
+        let more = self.more(now, loss_based, self.starving(loss_based, &base));
         let fewer = self.fewer(now, loss_based, &base);
         let (to, climbing) = match (more, fewer) {
             (Some(more), None) => (more, true),
@@ -333,7 +333,7 @@ impl Controller {
         self.go(now, to);
     }
 
-    fn more(&mut self, now: u64, starving: bool) -> Option<u32> {
+    fn more(&mut self, now: u64, loss_based: bool, starving: bool) -> Option<u32> {
         let patience = if starving {
             STARVING_PATIENCE
         } else {
@@ -343,6 +343,9 @@ impl Controller {
             return None;
         }
         let n = self.target;
+        if self.is_far() && !loss_based && n >= ENOUGH_FAR_AWAY {
+            return None;
+        }
         if self.up.factor > 0.0 {
             // It failed before and is looked at again: in small steps, and the ceiling may have moved.
             self.ceiling = None;
@@ -362,6 +365,9 @@ impl Controller {
             return None;
         }
         if self.starving(loss_based, base) && !self.flat && self.target < self.bounds.max {
+            return None;
+        }
+        if self.is_far() && !loss_based && self.target <= ENOUGH_FAR_AWAY {
             return None;
         }
         let n = self.target;
